@@ -1,0 +1,1 @@
+"""Small models trained by committed scripts, and the catalogue of larger public ones."""
