@@ -1,0 +1,52 @@
+"""Edits that passes share: redirecting uses, inserting and removing nodes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onnxopt.graph.dead import detach
+from onnxopt.model import Graph, Model, Node
+
+
+def replace_uses(old: Any, new: Any, model: Model) -> int:
+    """Make every reader of `old`, in all bodies, read `new`; returns how many inputs changed.
+
+    Body outputs are redirected too, except the main graph's and functions', whose names are the model's signature:
+    there the caller keeps a producer.
+    """
+    count = 0
+    for consumer in {id(node): node for node in old.outputs}.values():
+        for at, tensor in enumerate(consumer.inputs):
+            if tensor is old:
+                consumer.inputs[at] = new
+                count += 1
+    for body in model.bodies():
+        if body.parent is None:
+            continue
+        for at, tensor in enumerate(body.outputs):
+            if tensor is old:
+                body.outputs[at] = new
+                count += 1
+    return count
+
+
+def is_output(tensor: Any, model: Model) -> bool:
+    """Whether the tensor is an output of any body."""
+    return any(tensor is output for body in model.bodies() for output in body.outputs)
+
+
+def remove_node(node: Node, body: Graph) -> None:
+    """Unwire a node and take it out of its body."""
+    detach(node)
+    body.nodes = [other for other in body.nodes if other is not node]
+
+
+def insert_before(node: Node, new: list[Node], body: Graph) -> None:
+    """Put nodes into the body just before `node`."""
+    at = next(index for index, other in enumerate(body.nodes) if other is node)
+    body.nodes[at:at] = new
+
+
+def label(node: Node) -> str:
+    """How reports name a node: its name, or the tensor it makes."""
+    return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))

@@ -1,0 +1,59 @@
+"""Topological order."""
+
+from __future__ import annotations
+
+import heapq
+
+from onnxopt.errors import ModelError
+from onnxopt.model import Graph, Model, Node
+
+
+def sort_nodes(body: Graph) -> None:
+    """Put the nodes of one body in topological order, in place, keeping the given order wherever it is valid.
+
+    Iterative (Kahn 1962), O((V + E) log V). A node that holds bodies waits for all they read. Raises ModelError when
+    the nodes form a cycle, naming one of them.
+    """
+    nodes = body.nodes
+    producer = {id(tensor): at for at, node in enumerate(nodes) for tensor in node.outputs if not tensor.is_empty()}
+    waiting = [0] * len(nodes)
+    followers: list[list[int]] = [[] for _ in nodes]
+    for at, node in enumerate(nodes):
+        for source in {producer[key] for key in _reads(node) if key in producer}:
+            waiting[at] += 1
+            followers[source].append(at)
+    ready = [at for at, count in enumerate(waiting) if count == 0]
+    order: list[int] = []
+    while ready:
+        at = heapq.heappop(ready)
+        order.append(at)
+        for follower in followers[at]:
+            waiting[follower] -= 1
+            if waiting[follower] == 0:
+                heapq.heappush(ready, follower)
+    if len(order) < len(nodes):
+        stuck = next(node for at, node in enumerate(nodes) if waiting[at])
+        raise ModelError(
+            f"the nodes of graph {body.name!r} form a cycle through {stuck.op} {stuck.name!r}",
+            "the last edit connected a node to its own output; undo it",
+        )
+    body.nodes = [nodes[at] for at in order]
+
+
+def sort_model(model: Model) -> None:
+    """Sort every body of a model."""
+    for body in list(model.bodies()):
+        sort_nodes(body)
+
+
+def _reads(node: Node) -> list[int]:
+    """Identities of all tensors the node or a body within it reads."""
+    found: list[int] = []
+    pending = [node]
+    while pending:
+        current = pending.pop()
+        found += [id(tensor) for tensor in current.inputs]
+        for inner in Node.graphs(current):
+            pending += inner.nodes
+            found += [id(tensor) for tensor in inner.outputs]
+    return found

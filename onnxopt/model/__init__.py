@@ -1,0 +1,7 @@
+"""File <-> Model: the one place where protos are read and written."""
+
+from onnxopt.model.ir import Constant, Function, Graph, Node, Variable
+from onnxopt.model.model import Clone, Model, Snapshot, load
+from onnxopt.model.tensor_data import TensorData
+
+__all__ = ["Clone", "Constant", "Function", "Graph", "Model", "Node", "Snapshot", "TensorData", "Variable", "load"]

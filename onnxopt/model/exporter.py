@@ -1,0 +1,286 @@
+"""Graphs -> protos, always rebuilt from the graph.
+
+What passes left alone is written as it was read; `write_tensor` decides whether a tensor's values stand inline, in a
+table (snapshots, sessions) or in another file.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
+
+from onnxopt.model import attributes
+from onnxopt.model.importer import describe
+from onnxopt.model.ir import Constant, Dim, Graph, Node, Variable
+from onnxopt.model.tensor_data import TensorData
+
+# (content, name or None to keep the proto's own, whether it is an initializer of the main graph) -> proto
+WriteTensor = Callable[[TensorData, str | None, bool], TensorProto]
+
+
+def inline(data: TensorData, name: str | None, _main: bool) -> TensorProto:
+    """Values inside the proto."""
+    return data.to_proto(name)
+
+
+class Exporter:
+    """Writes the bodies of one model. Every constant must have its home: see `Model.normalize`."""
+
+    def __init__(self, ir_version: int, write_tensor: WriteTensor) -> None:
+        self.ir_version = ir_version
+        self.write_tensor = write_tensor
+
+    def model(self, carrier: ModelProto, graph: Graph, functions: list[Any]) -> ModelProto:
+        """The carrier's fields plus the graph and the functions."""
+        proto = ModelProto()
+        proto.CopyFrom(carrier)
+        proto.graph.CopyFrom(self.graph(graph))
+        for function in functions:
+            proto.functions.append(self.function(function))
+        return proto
+
+    def graph(self, graph: Graph) -> GraphProto:
+        """One body with all bodies within."""
+        proto = GraphProto()
+        if isinstance(graph.proto, GraphProto):
+            proto.CopyFrom(graph.proto)
+        proto.name = graph.name
+        _set_text(proto, "doc_string", graph.doc_string)
+        self._initializers(graph, proto)
+        self._inputs(graph, proto)
+        for tensor in graph.outputs:
+            proto.output.append(_output_info(graph, tensor))
+        self._nodes(graph, proto.node)
+        proto.value_info.extend(_value_infos(graph))
+        _drop_stale_annotations(graph, proto)
+        return proto
+
+    def function(self, function: Graph) -> FunctionProto:
+        """One local function."""
+        proto = FunctionProto()
+        if isinstance(function.proto, FunctionProto):
+            proto.CopyFrom(function.proto)
+        _set_text(proto, "doc_string", function.doc_string)
+        proto.opset_import.extend(function.import_domains or [])
+        proto.input.extend(tensor.name for tensor in function.inputs)
+        proto.output.extend(tensor.name for tensor in function.outputs)
+        self._nodes(function, proto.node)
+        proto.value_info.extend(_value_infos(function))
+        return proto
+
+    def _initializers(self, graph: Graph, proto: GraphProto) -> None:
+        main = graph.parent is None
+        dense: list[tuple[int, str, TensorData]] = [(at, tensor.name, data) for tensor, data, at in graph.defaults]
+        last = 1 << 60
+        for constant in graph.initializers:
+            origin = constant.origin
+            kind = "initializer" if origin is None else origin.kind
+            untouched = origin is not None and origin.data is constant.data
+            if kind == "sparse_initializer" and untouched and constant.data.sparse is not None:
+                sparse = proto.sparse_initializer.add()
+                sparse.CopyFrom(constant.data.sparse)
+                sparse.values.name = constant.name
+            elif kind != "node":
+                at = origin.position if origin is not None and kind == "initializer" else last
+                dense.append((at, constant.name, constant.data))
+        for _, name, data in sorted(dense, key=lambda entry: entry[0]):
+            proto.initializer.append(self.write_tensor(data, name, main))
+
+    def _inputs(self, graph: Graph, proto: GraphProto) -> None:
+        current = {id(tensor) for tensor in graph.inputs}
+        homed = {id(constant) for constant in graph.initializers}
+        written: set[int] = set()
+        for tensor in graph.listed_inputs:
+            if id(tensor) in current or id(tensor) in homed:
+                proto.input.append(_tensor_info(tensor))
+                written.add(id(tensor))
+        for tensor in graph.inputs:
+            if id(tensor) not in written:
+                proto.input.append(_tensor_info(tensor))
+        if self.ir_version < 4 and graph.parent is None:
+            # before IR 4 every initializer must be an input too
+            for constant in graph.initializers:
+                kind = "initializer" if constant.origin is None else constant.origin.kind
+                if kind != "node" and id(constant) not in written and constant.origin is None:
+                    proto.input.append(_tensor_info(constant))
+
+    def _nodes(self, graph: Graph, out: Any) -> None:
+        """Nodes in list order; each Constant node at its old place, or earlier where a consumer stands before it."""
+        pending = sorted(
+            (c for c in graph.initializers if c.origin is not None and c.origin.kind == "node"), key=_position
+        )
+        if graph.is_function:
+            pending += [c for c in graph.initializers if c.origin is None or c.origin.kind != "node"]
+        places = [_position(constant) for constant in pending]
+        written: set[int] = set()
+
+        def write(constant: Constant) -> None:
+            if id(constant) not in written:
+                written.add(id(constant))
+                out.append(self._constant_node(constant))
+
+        waiting = {id(constant) for constant in pending}
+        done = 0
+        for node in graph.nodes:
+            position = getattr(node, "position", None)
+            if position is not None:
+                until = bisect.bisect_left(places, position)
+                for constant in pending[done:until]:
+                    write(constant)
+                done = max(done, until)
+            if waiting:
+                for constant in _constants_used(node, waiting):
+                    write(constant)
+            out.append(self._node(node))
+        for constant in pending:
+            write(constant)
+
+    def _constant_node(self, constant: Constant) -> NodeProto:
+        proto = NodeProto()
+        origin = constant.origin
+        if origin is not None and origin.node is not None:
+            proto.CopyFrom(origin.node)
+            proto.output[0] = constant.name
+        else:
+            proto.op_type = "Constant"
+            proto.output.append(constant.name)
+        data = constant.data
+        if data.attribute is not None and origin is not None and origin.data is data:
+            proto.attribute.append(data.attribute)
+            return proto
+        attribute = proto.attribute.add()
+        if origin is not None and origin.attribute is not None:
+            attribute.CopyFrom(origin.attribute)
+        attribute.name, attribute.type = "value", AttributeProto.TENSOR
+        attribute.t.CopyFrom(self.write_tensor(data, None, False))
+        return proto
+
+    def _node(self, node: Node) -> NodeProto:
+        proto = NodeProto()
+        if node.proto is not None:
+            proto.CopyFrom(node.proto)
+        proto.op_type = node.op
+        _set_text(proto, "name", node.name)
+        _set_text(proto, "domain", node.domain)
+        proto.input.extend(tensor.name for tensor in node.inputs)
+        proto.output.extend(tensor.name for tensor in node.outputs)
+        known = node.attribute_protos or {}
+        for name, value in node.attrs.items():
+            proto.attribute.append(self._attribute(name, value, *known.get(name, (None, None))))
+        return proto
+
+    def _attribute(self, name: str, value: Any, kept: AttributeProto | None, stored: Any) -> AttributeProto:
+        if isinstance(value, gs.Graph) or (isinstance(value, list) and value and isinstance(value[0], gs.Graph)):
+            proto = AttributeProto()
+            if kept is not None:
+                proto.CopyFrom(kept)
+            proto.name = name
+            if isinstance(value, list):
+                proto.type = AttributeProto.GRAPHS
+                proto.graphs.extend(self.graph(body) for body in value)
+            else:
+                proto.type = AttributeProto.GRAPH
+                proto.g.CopyFrom(self.graph(value))
+            return proto
+        if kept is not None and attributes.unchanged(value, stored):
+            return kept
+        return attributes.encode(name, value)
+
+
+def _position(constant: Constant) -> int:
+    return constant.origin.position if constant.origin is not None else 1 << 60
+
+
+def _constants_used(node: Node, among: set[int]) -> list[Constant]:
+    """Constants of `among` that the node or a body within it reads."""
+    found = [tensor for tensor in node.inputs if id(tensor) in among]
+    for body in Node.graphs(node):
+        for inner in body.nodes:
+            found += _constants_used(inner, among)
+        found += [tensor for tensor in body.outputs if id(tensor) in among]
+    return found
+
+
+def _set_text(proto: Any, field: str, text: str | None) -> None:
+    """Set a string field only where that changes it: an explicit empty string and an absent one stay apart."""
+    if (text or "") != getattr(proto, field):
+        setattr(proto, field, text or "")
+
+
+def _tensor_info(tensor: Any) -> ValueInfoProto:
+    return _described(tensor, tensor.info)
+
+
+def _output_info(graph: Graph, tensor: Any) -> ValueInfoProto:
+    return _described(tensor, graph.output_infos.get(tensor.name))
+
+
+def _described(tensor: Any, info: ValueInfoProto | None) -> ValueInfoProto:
+    """`info` brought up to date with what a pass changed of the tensor."""
+    proto = ValueInfoProto()
+    if info is not None:
+        proto.CopyFrom(info)
+    proto.name = tensor.name
+    if info is not None and not _redescribed(tensor):
+        return proto
+    dtype, shape = describe(proto)
+    wanted: list[Dim] | None = None if tensor.shape is None else list(tensor.shape)
+    if tensor.dtype is not None and dtype != tensor.dtype:
+        proto.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
+    if tensor.dtype is not None and wanted is not None and wanted != shape:
+        _set_shape(proto, wanted)
+    return proto
+
+
+def _redescribed(tensor: Any) -> bool:
+    if isinstance(tensor, Constant):
+        return tensor.origin is None or tensor.origin.data is not tensor.data
+    return isinstance(tensor, Variable) and tensor.redescribed()
+
+
+def _set_shape(proto: ValueInfoProto, shape: list[Dim]) -> None:
+    dims = proto.type.tensor_type.shape.dim
+    if len(dims) != len(shape) or not dims:
+        proto.type.tensor_type.ClearField("shape")
+        proto.type.tensor_type.shape.SetInParent()
+        for _ in shape:
+            proto.type.tensor_type.shape.dim.add()
+    for dim, value in zip(proto.type.tensor_type.shape.dim, shape, strict=True):
+        if isinstance(value, str):
+            dim.dim_param = value
+        elif value is not None:
+            dim.dim_value = int(value)
+        else:
+            dim.ClearField("value")
+
+
+def _value_infos(graph: Graph) -> list[ValueInfoProto]:
+    """The body's value_info in file order, without the entries of tensors that are gone."""
+    alive: set[int] = {id(tensor) for tensor in (*graph.inputs, *graph.outputs, *graph.initializers)}
+    for node in graph.nodes:
+        alive.update(map(id, node.outputs))
+    alive.update(id(tensor) for tensor, _, _ in graph.defaults)
+    result = []
+    for tensor, info in graph.value_infos:
+        if tensor is None:
+            result.append(info)
+        elif id(tensor) in alive:
+            result.append(_described(tensor, info))
+    return result
+
+
+def _drop_stale_annotations(graph: Graph, proto: GraphProto) -> None:
+    """Remove quantization_annotation of tensors that no longer exist."""
+    if not proto.quantization_annotation:
+        return
+    names = {t.name for t in (*graph.inputs, *graph.outputs, *graph.initializers)}
+    names.update(tensor.name for node in graph.nodes for tensor in node.outputs)
+    kept = [entry for entry in proto.quantization_annotation if entry.tensor_name in names]
+    if len(kept) != len(proto.quantization_annotation):
+        proto.ClearField("quantization_annotation")
+        proto.quantization_annotation.extend(kept)

@@ -1,0 +1,205 @@
+"""The immutable content of one tensor, however the file stored it.
+
+A `TensorData` is shared between the model, its snapshots and its clones: weights are never copied to move them about.
+Its `uid` names the content object, so two graphs that hold the same uid hold the same bytes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
+from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from onnxopt.errors import ModelError
+from onnxopt.model.protos import copy_without
+
+_uids = itertools.count(1)
+# Types whose raw_data is the little-endian array itself, one element after the other.
+_PLAIN_KINDS = "fiubc"
+
+
+class TensorData(LazyValues):
+    """Dtype, shape and lazily read values of a tensor. Immutable; `array()` is read-only.
+
+    Built by `from_proto`, `from_sparse`, `from_array` or `from_attribute`; the proto it came from is kept without its
+    payload, so that an untouched tensor is written back field by field as it was read.
+    """
+
+    def __init__(self, dtype: np.dtype, shape: tuple[int, ...]) -> None:
+        self.uid = next(_uids)
+        self.dtype = dtype
+        self.shape = shape
+        self.origin: TensorProto | None = None
+        self.sparse: SparseTensorProto | None = None
+        self.attribute: onnx.AttributeProto | None = None
+        self._raw: Any = None
+        self._array: NDArray[Any] | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the stored dense values, sub-byte types packed."""
+        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(self.dtype.name)
+        return self.size * self.dtype.itemsize if bits is None else (self.size * bits + 7) // 8
+
+    @classmethod
+    def from_array(cls, array: NDArray[Any]) -> TensorData:
+        """The content of an array. The array is not copied; it is shown read-only from here on."""
+        values = np.asarray(array)
+        if values.dtype.byteorder == ">":
+            values = values.astype(values.dtype.newbyteorder("<"))
+        data = cls(values.dtype, values.shape)
+        data._array = _read_only(values)
+        return data
+
+    @classmethod
+    def from_proto(cls, proto: TensorProto, read_external: Callable[[TensorProto], Any] | None = None) -> TensorData:
+        """The content of a TensorProto, which is neither kept nor changed.
+
+        Raises ModelError when the values lie in another file and `read_external` is None, or its type is unknown.
+        """
+        try:
+            dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.data_type))
+        except KeyError as error:
+            raise ModelError(
+                f"tensor {proto.name!r} has the unknown element type {proto.data_type}",
+                "convert the model with a newer onnx package, or upgrade onnx",
+            ) from error
+        data = cls(dtype, tuple(proto.dims))
+        data.origin = copy_without(proto, "raw_data")
+        if proto.data_location == TensorProto.EXTERNAL:
+            if read_external is None:
+                raise ModelError(
+                    f"tensor {proto.name!r} keeps its values in another file, but the model has no folder",
+                    "load the model from its path, or load its external data first",
+                )
+            data._raw = read_external(proto)
+            data.origin.ClearField("external_data")
+            data.origin.ClearField("data_location")
+        elif proto.HasField("raw_data"):
+            data._raw = proto.raw_data
+        return data
+
+    @classmethod
+    def from_sparse(cls, proto: SparseTensorProto) -> TensorData:
+        """The dense content of a SparseTensorProto, scattered on first use."""
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(proto.values.data_type))
+        data = cls(dtype, tuple(proto.dims))
+        data.sparse = SparseTensorProto()
+        data.sparse.CopyFrom(proto)
+        return data
+
+    @classmethod
+    def from_attribute(cls, attribute: onnx.AttributeProto) -> TensorData:
+        """The content of a Constant node's value_float, value_ints, value_string, ... attribute."""
+        if attribute.name == "sparse_value":
+            data = cls.from_sparse(attribute.sparse_tensor)
+        else:
+            value = helper.get_attribute_value(attribute)
+            kind = {
+                "value_float": np.float32,
+                "value_floats": np.float32,
+                "value_int": np.int64,
+                "value_ints": np.int64,
+            }
+            data = cls.from_array(np.array(value, kind.get(attribute.name, np.object_)))
+        data.attribute = onnx.AttributeProto()
+        data.attribute.CopyFrom(attribute)
+        return data
+
+    def array(self) -> NDArray[Any]:
+        """The values, read-only. Sub-byte and narrow float types come as ml_dtypes arrays, one element an item."""
+        if self._array is None:
+            self._array = _read_only(self._decode())
+        return self._array
+
+    def load(self) -> NDArray[Any]:
+        """The values (graphsurgeon's name for `array`)."""
+        return self.array()
+
+    def to_proto(self, name: str | None = None) -> TensorProto:
+        """A dense TensorProto with the values inline. `name=None` keeps the name the proto came with."""
+        if self.origin is None:
+            proto = numpy_helper.from_array(_contiguous(self.array()))
+        else:
+            proto = TensorProto()
+            proto.CopyFrom(self.origin)
+            if self._raw is not None:
+                proto.raw_data = bytes(self._raw)
+        if name is not None:
+            proto.name = name
+        return proto
+
+    def to_reference(self, location: str, name: str | None = None) -> TensorProto:
+        """A TensorProto that says the values lie at `location`; type, dims, name and metadata are there."""
+        proto = TensorProto()
+        if self.origin is not None:
+            proto.CopyFrom(self.origin)
+            for field in ("float_data", "double_data", "int32_data", "int64_data", "uint64_data", "string_data"):
+                proto.ClearField(field)
+        else:
+            proto.data_type = helper.np_dtype_to_tensor_dtype(self.dtype)
+            proto.dims.extend(self.shape)
+        if name is not None:
+            proto.name = name
+        proto.data_location = TensorProto.EXTERNAL
+        entry = proto.external_data.add()
+        entry.key, entry.value = "location", location
+        return proto
+
+    def raw_bytes(self) -> Any:
+        """The values as the bytes of `raw_data` (bytes-like)."""
+        return self._raw if self._raw is not None else self.to_raw_proto().raw_data
+
+    def to_raw_proto(self) -> TensorProto:
+        """A TensorProto whose values stand in `raw_data` whatever field they came in; not for strings."""
+        return numpy_helper.from_array(_contiguous(self.array()))
+
+    def _decode(self) -> NDArray[Any]:
+        if self.sparse is not None:
+            return _scatter(self.sparse, self.shape, self.dtype)
+        if self._raw is not None and self.dtype.kind in _PLAIN_KINDS and self.dtype.isbuiltin:
+            expected = self.size * self.dtype.itemsize
+            if len(self._raw) != expected:
+                name = self.origin.name if self.origin is not None else ""
+                raise ModelError(
+                    f"tensor {name!r} holds {len(self._raw)} bytes where its shape {list(self.shape)} needs {expected}",
+                    "export the model again; the file is damaged",
+                )
+            return np.frombuffer(self._raw, self.dtype).reshape(self.shape)
+        return np.asarray(numpy_helper.to_array(self.to_proto())).reshape(self.shape)
+
+    def __str__(self) -> str:
+        return f"TensorData(dtype={self.dtype}, shape={self.shape})"
+
+
+def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
+
+
+def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
+    # np.ascontiguousarray would turn a 0-d array into shape [1]
+    return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _scatter(sparse: SparseTensorProto, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
+    values = numpy_helper.to_array(sparse.values)
+    indices = numpy_helper.to_array(sparse.indices).astype(np.int64)
+    dense = np.zeros(int(np.prod(shape, dtype=np.int64)), dtype)
+    if indices.ndim == 2:
+        indices = np.ravel_multi_index(tuple(indices.T), shape) if indices.size else indices.reshape(0)
+    dense[indices] = values
+    return dense.reshape(shape)

@@ -1,0 +1,79 @@
+"""What goes into a pass besides the model, and what comes out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxopt.target import Target, resolve
+
+if TYPE_CHECKING:
+    from onnxopt.calibration import Statistics
+    from onnxopt.model import Model
+
+
+@dataclass(frozen=True)
+class Change:
+    """One edit: what kind ("merged", "removed", "quantized", ...), where (node or tensor), and details."""
+
+    kind: str
+    where: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """One candidate left alone, and why."""
+
+    node: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass did, what it left, and remarks for the reader of the report."""
+
+    changes: Sequence[Change] = ()
+    skipped: Sequence[Skip] = ()
+    notes: Sequence[str] = ()
+
+
+# (model with no inputs, or with the given ones) -> values of its outputs, unoptimized, one thread
+Evaluate = Callable[[ModelProto, dict[str, NDArray[Any]]], list[NDArray[Any]]]
+
+
+def _no_evaluate(_model: ModelProto, _inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    from onnxopt.errors import PassError
+
+    raise PassError(
+        "this pass computes constants with the runtime, and was given none", "run it through onnxopt.optimize"
+    )
+
+
+@dataclass(frozen=True)
+class Context:
+    """Services and settings of one run of a pass.
+
+    `statistics` is what the pass asked for in `needs`, None when there are no real feeds. `reference` is the original
+    model. `evaluate(proto, inputs)` computes a small model with the runtime, unoptimized. `progress(done, total)` may
+    be called at will.
+    """
+
+    reference: Model | None = None
+    statistics: Statistics | None = None
+    target: Target = field(default_factory=lambda: resolve("auto"))
+    seed: int = 0
+    evaluate: Evaluate = _no_evaluate
+    progress: Callable[[int, int], None] = lambda _done, _total: None
+
+
+def summarize(items: Iterable[Change]) -> dict[str, int]:
+    """How many changes of each kind, most frequent first."""
+    counts: dict[str, int] = {}
+    for item in items:
+        counts[item.kind] = counts.get(item.kind, 0) + 1
+    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
