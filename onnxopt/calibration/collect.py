@@ -1,0 +1,138 @@
+"""One streaming run over feeds, in memory that does not grow with their number."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.calibration.instrument import Instrument, Probe
+from onnxopt.calibration.requests import Requests
+from onnxopt.calibration.statistics import Range, Statistics
+from onnxopt.errors import FeedError
+from onnxopt.feeds import Sample
+from onnxopt.model import Model, Variable
+from onnxopt.runtime import Session
+
+
+def collect(
+    model: Model,
+    requests: Requests,
+    feeds: Iterable[Sample],
+    *,
+    threads: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Statistics:
+    """Measure what `requests` asks for, over all feeds, with in-graph reductions on a clone of `model`.
+
+    Each feed runs once and is dropped; minima and maxima do not depend on the order of feeds. The clone runs optimized,
+    with only the wanted tensors exposed. Raises FeedError when a wanted tensor holds NaN or infinity, naming tensor and
+    sample, or when there are no feeds; what the runtime raises for feeds that do not fit passes through.
+    """
+    statistics = Statistics()
+    if not requests:
+        return statistics
+    clone = model.clone()
+    wanted = _in_clone(requests.ranges, clone.tensors, statistics)
+    means = {
+        copy: (original, axis)
+        for original, axis in requests.channel_means
+        if (copy := clone.tensors.get(id(original))) is not None
+    }
+    probe = Instrument(clone.model, wanted, means).probe
+    session = Session(clone.model, threads=threads, name="the model under calibration")
+    outputs = _names(probe)
+    if not outputs:
+        return statistics
+    totals = _Totals(probe)
+    total = len(feeds) if hasattr(feeds, "__len__") else 0
+    for index, sample in enumerate(feeds):
+        totals.add(session.run(sample.inputs, outputs), sample.source)
+        statistics.samples += 1
+        if progress is not None:
+            progress(index + 1, total)
+    if statistics.samples == 0:
+        raise FeedError("there are no feeds to calibrate with", "give at least one sample")
+    totals.store(statistics)
+    return statistics
+
+
+def _in_clone(
+    tensors: Iterable[Variable], mapping: dict[int, Variable], statistics: Statistics
+) -> dict[Variable, Variable]:
+    """Tensor of the clone -> tensor asked about. What has no counterpart or no known body is recorded as skipped."""
+    found: dict[Variable, Variable] = {}
+    for original in tensors:
+        copy = mapping.get(id(original))
+        if copy is None:
+            statistics.skipped.append((original.name, "is not produced in the model"))
+        else:
+            found[copy] = original
+    return found
+
+
+def _names(probe: Probe) -> list[str]:
+    names = [name for four in probe.scalars for name in four]
+    names += [name for four, _ in probe.vectors for name in four]
+    return names + [name for name, _ in probe.means]
+
+
+class _Totals:
+    """Running minima, maxima, sums and counts of everything measured."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.tensors = list(probe.measured) + [tensor for _, tensors in probe.vectors for tensor in tensors]
+        size = len(self.tensors)
+        self.minimum, self.maximum = np.full(size, np.inf), np.full(size, -np.inf)
+        self.squares, self.count = np.zeros(size), np.zeros(size, np.int64)
+        self.means: dict[Variable, tuple[npt.NDArray[np.float64], int]] = {}
+
+    def add(self, outputs: dict[str, Any], source: str) -> None:
+        """Merge the figures of one sample."""
+        low, high, squares, count = (self._figure(outputs, i) for i in range(4))
+        seen = count > 0
+        # NaN shows in the squares only; squares of finite values may overflow, as those of attention masks do
+        bad = seen & (np.isnan(squares) | ~np.isfinite(low) | ~np.isfinite(high))
+        if bad.any():
+            raise _not_finite(self.tensors[int(np.argmax(bad))].name, source)
+        self.minimum = np.minimum(self.minimum, np.where(seen, low, np.inf))
+        self.maximum = np.maximum(self.maximum, np.where(seen, high, -np.inf))
+        self.squares += np.where(seen, squares, 0.0)
+        self.count += count
+        for name, tensor in self.probe.means:
+            self._add_mean(tensor, outputs[name], source)
+
+    def _figure(self, outputs: dict[str, Any], i: int) -> npt.NDArray[np.float64]:
+        scalars = np.array([outputs[four[i]] for four in self.probe.scalars], np.float64)
+        vectors = [np.asarray(outputs[four[i]]) for four, _ in self.probe.vectors]
+        merged = np.concatenate([scalars, *vectors])
+        return merged.astype(np.int64) if i == 3 else merged
+
+    def _add_mean(self, tensor: Variable, mean: npt.NDArray[np.float32], source: str) -> None:
+        if np.isnan(mean).all():
+            return  # no elements in this sample
+        if not np.isfinite(mean).all():
+            raise _not_finite(tensor.name, source)
+        total, samples = self.means.get(tensor, (np.zeros(mean.shape), 0))
+        self.means[tensor] = (total + mean, samples + 1)
+
+    def store(self, statistics: Statistics) -> None:
+        """Write the final figures."""
+        for i, tensor in enumerate(self.tensors):
+            count = int(self.count[i])
+            if count:
+                mean_square = float(self.squares[i]) / count
+                low, high = float(self.minimum[i]), float(self.maximum[i])
+                statistics.record_range(tensor, Range(low, high, count, mean_square))
+        for tensor, (sum_of_means, samples) in self.means.items():
+            statistics.record_mean(tensor, sum_of_means / samples)
+
+
+def _not_finite(name: str, source: str) -> FeedError:
+    return FeedError(
+        f"tensor {name!r} holds NaN or infinity for sample {source}",
+        "check the preprocessing of this sample, or leave it out",
+    )

@@ -1,0 +1,228 @@
+"""Reductions added to a model so that it reports the statistics of its own tensors.
+
+Per tensor four scalars: minimum, maximum, sum of squares (also the only one of the three that reliably spreads NaN) and
+number of elements. In the main graph they become outputs as they are. In an If, Loop or Scan body they are gathered into
+four vectors that leave through added outputs of the body:
+
+    If      each branch returns its own vectors, and neutral values in the places of the other branch
+    Loop    loop-carried state, combined in every iteration by Min, Max, Add, Add
+    Scan    the same, as state variables
+
+The vectors of a nested body are part of its parent's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.graph.names import Names
+from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One of the four statistics: the operator that combines two of them, the value that changes nothing, its type."""
+
+    name: str
+    combine: str
+    neutral: float
+    dtype: type[np.generic]
+
+
+FIGURES = (
+    Figure("minimum", "Min", np.inf, np.float32),
+    Figure("maximum", "Max", -np.inf, np.float32),
+    Figure("squares", "Add", 0.0, np.float64),
+    Figure("count", "Add", 0, np.int64),
+)
+# One tensor per figure, each scalar or a vector with one entry per tensor measured.
+Bundle = tuple[Variable, ...]
+
+
+@dataclass
+class Probe:
+    """The instrumented outputs: names per figure and, in the same order, the tensors they measure."""
+
+    scalars: list[tuple[str, str, str, str]] = field(default_factory=list)
+    measured: list[Variable] = field(default_factory=list)
+    vectors: list[tuple[tuple[str, str, str, str], list[Variable]]] = field(default_factory=list)
+    means: list[tuple[str, Variable]] = field(default_factory=list)
+
+
+class Instrument:
+    """Adds the reductions for `wanted` (tensors of `model`, which is changed in place).
+
+    originals: per tensor of `model` the one that the caller asks about.
+    """
+
+    def __init__(self, model: Model, wanted: dict[Variable, Variable], means: dict[Variable, tuple[Variable, int]]):
+        self.model = model
+        self.wanted = wanted
+        self.names = Names(model)
+        self.probe = Probe()
+        self.homes = _homes(model, wanted)
+        self._measure_main_graph(means)
+
+    def _measure_main_graph(self, means: dict[Variable, tuple[Variable, int]]) -> None:
+        body = self.model.graph
+        for tensor in self.homes.pop(body, []):
+            bundle = self._reduce(body, tensor)
+            body.outputs.extend(bundle)
+            self.probe.scalars.append(_four(bundle))
+            self.probe.measured.append(self.wanted[tensor])
+        for node in list(body.nodes):
+            tensors: list[Variable] = []
+            vectors = self._leave(node, tensors)
+            if vectors is not None:
+                body.outputs.extend(vectors)
+                self.probe.vectors.append((_four(vectors), tensors))
+        for tensor, (original, axis) in means.items():
+            mean = self._channel_mean(body, tensor, axis)
+            body.outputs.append(mean)
+            self.probe.means.append((mean.name, original))
+
+    def _add(
+        self, body: Graph, op: str, inputs: Sequence[Variable | Constant], dtype: object, **attrs: object
+    ) -> Variable:
+        output = Variable(self.names.tensor(f"calibration_{op.lower()}"), dtype=dtype)
+        node = Node(op=op, name=self.names.node(f"calibration_{op.lower()}"), attrs=attrs)
+        node.inputs = list(inputs)
+        node.outputs = [output]
+        body.nodes.append(node)
+        return output
+
+    def _constant(self, values: npt.NDArray[np.generic]) -> Constant:
+        return Constant(self.names.tensor("calibration_constant"), TensorData.from_array(values))
+
+    def _reduce(self, body: Graph, tensor: Variable) -> Bundle:
+        """Four scalars of one tensor, in the types of FIGURES."""
+        if tensor.dtype is not None and np.dtype(tensor.dtype) != np.float32:
+            tensor = self._add(body, "Cast", [tensor], np.float32, to=1)
+        low = self._add(body, "ReduceMin", [tensor], np.float32, keepdims=0)
+        high = self._add(body, "ReduceMax", [tensor], np.float32, keepdims=0)
+        squares = self._add(body, "ReduceSumSquare", [tensor], np.float32, keepdims=0)
+        squares = self._add(body, "Cast", [squares], np.float64, to=11)
+        count = self._add(body, "Size", [tensor], np.int64)
+        bundle = (low, high, squares, count)
+        for scalar in bundle:
+            scalar.shape = []
+        return bundle
+
+    def _channel_mean(self, body: Graph, tensor: Variable, axis: int) -> Variable:
+        """[C]: the mean over every axis but `axis`, which is 1 or the last one (-1)."""
+        target = np.array([0, 0, -1] if axis == 1 else [-1], np.int64)
+        if axis == 1:
+            flat = self._add(body, "Reshape", [tensor, self._constant(target)], np.float32)
+            over = [0, 2]
+        else:
+            flat = self._add(body, "Flatten", [tensor], np.float32, axis=-1)
+            over = [0]
+        if self.model.opset < 18:
+            mean = self._add(body, "ReduceMean", [flat], np.float32, keepdims=0, axes=over)
+        else:
+            mean = self._add(
+                body, "ReduceMean", [flat, self._constant(np.array(over, np.int64))], np.float32, keepdims=0
+            )
+        mean.shape = [None]
+        return mean
+
+    def _leave(self, node: Node, tensors: list[Variable]) -> Bundle | None:
+        """Bring the statistics of the bodies in `node` out of it; appends what they measure to `tensors`."""
+        bodies = list(node.graphs())
+        if not bodies:
+            return None
+        inside: list[tuple[Graph, Bundle | None, int]] = []
+        for body in bodies:
+            before = len(tensors)
+            bundle = self._vectors(body, tensors)
+            inside.append((body, bundle, len(tensors) - before))
+        if all(bundle is None for _, bundle, _ in inside):
+            return None
+        if node.op == "If":
+            return self._leave_if(node, inside)
+        return self._leave_loop(node, inside[0][0], inside[0][1], len(tensors))
+
+    def _vectors(self, body: Graph, tensors: list[Variable]) -> Bundle | None:
+        """Four vectors of everything measured in `body` and the bodies within it."""
+        parts: list[Bundle] = []
+        axis = self._constant(np.array([0], np.int64))
+        for tensor in self.homes.get(body, []):
+            scalars = self._reduce(body, tensor)
+            parts.append(
+                tuple(self._add(body, "Unsqueeze", [s, axis], s.dtype) for s in scalars)
+                if self.model.opset >= 13
+                else tuple(self._add(body, "Unsqueeze", [s], s.dtype, axes=[0]) for s in scalars)
+            )
+            tensors.append(self.wanted[tensor])
+        for node in list(body.nodes):
+            vectors = self._leave(node, tensors)
+            if vectors is not None:
+                parts.append(vectors)
+        if not parts:
+            return None
+        return tuple(
+            self._add(body, "Concat", [part[i] for part in parts], figure.dtype, axis=0)
+            for i, figure in enumerate(FIGURES)
+        )
+
+    def _leave_if(self, node: Node, inside: list[tuple[Graph, Bundle | None, int]]) -> Bundle:
+        total = sum(size for _, _, size in inside)
+        start = 0
+        for body, bundle, size in inside:
+            for i, figure in enumerate(FIGURES):
+                before = self._constant(np.full(start, figure.neutral, figure.dtype))
+                after = self._constant(np.full(total - start - size, figure.neutral, figure.dtype))
+                middle = [] if bundle is None else [bundle[i]]
+                merged = self._add(body, "Concat", [before, *middle, after], figure.dtype, axis=0)
+                merged.shape = [total]
+                body.outputs.append(merged)
+            start += size
+        return self._node_outputs(node, total)
+
+    def _leave_loop(self, node: Node, body: Graph, bundle: Bundle | None, total: int) -> Bundle:
+        """State variables of a Loop, whose body inputs start with (iteration, condition), or of a Scan."""
+        assert bundle is not None
+        loop = node.op == "Loop"
+        scanned = int(node.attrs.get("num_scan_inputs", 0))
+        states = len(node.inputs) - (2 if loop else scanned)
+        node_at, inner_in, inner_out = (2 + states, 2 + states, 1 + states) if loop else (states, states, states)
+        outputs = self._node_outputs(node, total, at=states)
+        for i, figure in enumerate(FIGURES):
+            initial = self._constant(np.full(total, figure.neutral, figure.dtype))
+            state = Variable(self.names.tensor(f"calibration_{figure.name}"), figure.dtype, [total])
+            updated = self._add(body, figure.combine, [state, bundle[i]], figure.dtype)
+            updated.shape = [total]
+            node.inputs.insert(node_at + i, initial)
+            body.inputs.insert(inner_in + i, state)
+            body.outputs.insert(inner_out + i, updated)
+        body.listed_inputs = list(body.inputs)  # written in this order: the position is the meaning
+        return outputs
+
+    def _node_outputs(self, node: Node, total: int, at: int | None = None) -> Bundle:
+        outputs = [Variable(self.names.tensor(f"calibration_{f.name}"), f.dtype, [total]) for f in FIGURES]
+        position = len(node.outputs) if at is None else at
+        for i, output in enumerate(outputs):
+            node.outputs.insert(position + i, output)
+        return tuple(outputs)
+
+
+def _four(bundle: Bundle) -> tuple[str, str, str, str]:
+    low, high, squares, count = bundle
+    return low.name, high.name, squares.name, count.name
+
+
+def _homes(model: Model, wanted: dict[Variable, Variable]) -> dict[Graph, list[Variable]]:
+    """The body in which each wanted tensor is produced, or is an input."""
+    homes: dict[Graph, list[Variable]] = {}
+    for body in model.bodies():
+        if body.function is not None:
+            continue
+        owned = [*body.inputs, *(output for node in body.nodes for output in node.outputs)]
+        found = [tensor for tensor in owned if tensor in wanted]
+        if found:
+            homes[body] = found
+    return homes
