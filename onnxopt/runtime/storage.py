@@ -7,8 +7,10 @@ A value is what onnxruntime takes and gives: an array (also of strings or of a t
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,8 @@ class Spool:
         self._disk = disk
         self._disk_left = disk
         self._items: list[dict[str, Any] | Path] = []
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: Path | None = None
+        self._remove: Callable[[], object] = lambda: None
 
     def __len__(self) -> int:
         return len(self._items)
@@ -131,17 +134,17 @@ class Spool:
             )
         self._disk_left -= size
         if self._folder is None:
-            self._folder = tempfile.TemporaryDirectory(prefix="onnxopt-", ignore_cleanup_errors=True)
-        path = Path(self._folder.name) / f"{len(self._items):08d}.npz"
+            self._folder = Path(tempfile.mkdtemp(prefix="onnxopt-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
+        path = self._folder / f"{len(self._items):08d}.npz"
         save_values(path, values)
         self._items.append(path)
 
     def close(self) -> None:
         """Forget everything and remove the folder."""
         self._items.clear()
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        self._remove()
+        self._folder = None
 
 
 def _copy(value: Any) -> Any:

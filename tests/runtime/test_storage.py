@@ -44,12 +44,22 @@ def test_spool_moves_to_disk_and_back() -> None:
     spool = Spool(memory=1000)
     for index in range(5):
         spool.append({"x": np.full(100, index, np.float32)})
-    folder = Path(spool._folder.name) if spool._folder else Path()
+    folder = spool._folder
+    assert folder is not None
     assert len(list(folder.iterdir())) == 3
     for _ in range(2):
         assert [int(item["x"][0]) for item in spool] == [0, 1, 2, 3, 4]
-    spool.close()
+    del spool
     assert not folder.exists()
+
+
+def test_a_closed_spool_is_empty_and_leaves_nothing() -> None:
+    spool = Spool(memory=0)
+    spool.append({"x": np.zeros(3)})
+    folder = spool._folder
+    assert folder is not None
+    spool.close()
+    assert (len(spool), folder.exists()) == (0, False)
 
 
 def test_spooled_arrays_are_read_only_and_copied_on_demand() -> None:

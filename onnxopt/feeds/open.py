@@ -1,0 +1,218 @@
+"""From what the user names to feeds in three parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from onnxopt.errors import FeedError, did_you_mean
+from onnxopt.feeds import arrays, images, test_data
+from onnxopt.feeds.function import from_function, from_items, split_reference
+from onnxopt.feeds.images import Images
+from onnxopt.feeds.sample import Chain, Feeds, Labelled, Source
+from onnxopt.feeds.split import Split, split_feeds
+from onnxopt.feeds.synthetic import synthetic_feeds
+from onnxopt.runtime.ports import Array, Port
+
+# A path, "file.py:function", a sequence or iterable of mappings, or feeds that are open already.
+Data: TypeAlias = str | Path | Feeds | Iterable[Mapping[str, Any]]
+PARTS = ("fit", "select", "evaluate")
+_FORMS = (
+    "give a folder of .npz files, one .npz, an ONNX test_data_set folder, a folder of pictures, or file.py:function"
+)
+
+
+def open_feeds(
+    data: Sequence[Data],
+    model_inputs: Sequence[Port],
+    *,
+    evaluate: Sequence[Data] = (),
+    labels: Path | str | None = None,
+    evaluate_labels: Path | str | None = None,
+    model_path: Path | None = None,
+    preprocessing: Images | str | None = None,
+    seed: int = 0,
+    reject_nan: bool = False,
+) -> Split:
+    """The feeds of all `data` in three parts (see split_feeds), held against the model's inputs.
+
+    evaluate: feeds kept for the final comparison. labels, evaluate_labels: a file with one label a feed. preprocessing:
+    what is done to pictures. Without `data`: `<model>.feeds.npz` or test_data_set_* beside model_path, failing that
+    synthetic inputs, which the note says. A single folder with fit and evaluate (and select) parts is split already.
+
+    Raises FeedError, naming file and tensor, for feeds that can't be read or don't fit; the first sample of every part
+    is read at once, the others when used. Raises UsageError for wrong preprocessing.
+    """
+    opener = _Opener(tuple(model_inputs), _images(preprocessing), reject_nan)
+    final = opener.open(evaluate, evaluate_labels) if evaluate else None
+    if not evaluate and evaluate_labels is not None:
+        raise FeedError("labels for evaluation are given without feeds for evaluation", "give the feeds with --eval")
+    if not data:
+        split = _without_data(opener, model_path, labels, seed, final)
+    elif len(data) == 1 and (folder := _parted(data[0])) is not None:
+        split = _open_parts(opener, folder, labels, final)
+    else:
+        split = split_feeds(opener.open(data, labels), seed=seed, evaluate=final)
+    for feeds in (split.fit, split.select, split.evaluate):
+        feeds[0]
+    return split
+
+
+class _Opener:
+    """Finds the source for each thing the user may name."""
+
+    def __init__(self, ports: tuple[Port, ...], preprocessing: Images | None, reject_nan: bool) -> None:
+        self.ports = ports
+        self._preprocessing = preprocessing
+        self._reject_nan = reject_nan
+
+    def open(self, data: Sequence[Data], labels: Path | str | None = None) -> Feeds:
+        """All of the data as one run of feeds."""
+        if len(data) == 1 and isinstance(data[0], Feeds):
+            return data[0]
+        sources = [self.source(item) for item in data]
+        source = sources[0] if len(sources) == 1 else Chain(sources)
+        if len(source) == 0:
+            raise FeedError(f"{', '.join(str(item) for item in data)}: no feed", _FORMS)
+        return self.feeds(source, labels)
+
+    def feeds(self, source: Source, labels: Path | str | None = None) -> Feeds:
+        """A source as feeds of the model, with labels from a file."""
+        if labels is not None:
+            source = Labelled(source, _labels(Path(labels), source))
+        return Feeds(source, self.ports, reject_nan=self._reject_nan)
+
+    def source(self, item: Data) -> Source:
+        """The source for one path, reference or iterable."""
+        if isinstance(item, Feeds):
+            return from_items([_flat(sample) for sample in item], "feeds")
+        if not isinstance(item, (str, Path)):
+            return from_items(item, "feeds")
+        reference = split_reference(str(item))
+        if reference is not None:
+            return from_function(*reference)
+        path = Path(item)
+        if path.is_dir():
+            return self._folder(path)
+        if not path.is_file():
+            raise _missing(path)
+        if path.suffix in arrays.SUFFIXES:
+            return arrays.ArrayFile(path, self.ports)
+        if path.suffix.lower() in images.SUFFIXES:
+            return images.ImageFolder([path], self.ports, self._preprocessing)
+        hint = f"name a function: {path}:feeds" if path.suffix == ".py" else _FORMS
+        raise FeedError(f"{path}: feeds can't be read from it", hint)
+
+    def _folder(self, path: Path) -> Source:
+        files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+        numpy_files = [file for file in files if file.suffix in arrays.SUFFIXES]
+        pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
+        sets = test_data.data_sets(path)
+        kinds = [
+            name for name, found in ((".npz files", numpy_files), ("pictures", pictures), ("data sets", sets)) if found
+        ]
+        if len(kinds) > 1:
+            raise FeedError(
+                f"{path}: it holds {' and '.join(kinds)}", "put each kind of feeds into a folder of its own"
+            )
+        if numpy_files:
+            return arrays.ArrayFolder(numpy_files, self.ports)
+        if sets:
+            return test_data.DataSets(sets, self.ports)
+        if pictures:
+            return images.ImageFolder(pictures, self.ports, self._preprocessing)
+        raise FeedError(f"{path}: the folder holds no feed", _FORMS)
+
+
+def _flat(sample: Any) -> dict[str, Any]:
+    return {**sample.inputs, **({} if sample.labels is None else {"labels": sample.labels})}
+
+
+def _images(preprocessing: Images | str | None) -> Images | None:
+    return Images.parse(preprocessing) if isinstance(preprocessing, str) else preprocessing
+
+
+def _missing(path: Path) -> FeedError:
+    folder = path.parent
+    names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+    return FeedError(f"{path}: no such file or folder", did_you_mean(path.name, names) if names else "check the path")
+
+
+def _labels(path: Path, source: Source) -> list[Array]:
+    """One array a feed, with a first axis of length 1."""
+    found = arrays.read_labels(path)
+    if not isinstance(found, dict):
+        if found.ndim == 0 or len(found) != len(source):
+            count = len(found) if found.ndim else 1
+            raise FeedError(f"{path}: {count} labels for {len(source)} feeds", "give one label a feed, in feed order")
+        return [found[index : index + 1] for index in range(len(found))]
+    names = [Path(source.name(index)) for index in range(len(source))]
+    by_name = {**{Path(name).stem: label for name, label in found.items()}, **found}
+    unknown = next((name for name in names if name.name not in by_name and name.stem not in by_name), None)
+    if unknown is not None:
+        raise FeedError(f"{path}: no label for {unknown.name}", "give a line for every feed: file name, label")
+    return [by_name[name.name if name.name in by_name else name.stem][None] for name in names]
+
+
+def _parted(item: Data) -> Path | None:
+    """The folder, when it holds parts: at least fit and evaluate."""
+    if not isinstance(item, (str, Path)) or not Path(item).is_dir():
+        return None
+    folder = Path(item)
+    return folder if _part(folder, "fit") and _part(folder, "evaluate") else None
+
+
+def _part(folder: Path, name: str) -> Path | None:
+    candidates = (folder / name, folder / f"{name}.npz")
+    return next((path for path in candidates if path.exists()), None)
+
+
+def _open_parts(opener: _Opener, folder: Path, labels: Path | str | None, final: Feeds | None) -> Split:
+    if labels is not None:
+        raise FeedError(f"{folder}: a folder with parts takes no separate labels", "put 'labels' into the .npz files")
+    found = {name: opener.open([path]) for name in PARTS if (path := _part(folder, name)) is not None}
+    note = "" if "select" in found else "fit serves select too"
+    judge = found["evaluate"] if final is None else final
+    return Split(found["fit"], found.get("select", found["fit"]), judge, note)
+
+
+def _without_data(
+    opener: _Opener, model_path: Path | None, labels: Path | str | None, seed: int, final: Feeds | None
+) -> Split:
+    problem = ""
+    if model_path is not None:
+        beside = model_path.with_name(f"{model_path.stem}.feeds.npz")
+        if beside.is_file():
+            return _noted(split_feeds(opener.open([beside], labels), seed=seed, evaluate=final), f"feeds of {beside}")
+        feeds, problem = _data_sets_beside(opener, model_path.resolve().parent, labels)
+        if feeds is not None:
+            note = f"feeds of the data sets beside {model_path}"
+            return _noted(split_feeds(feeds, seed=seed, evaluate=final), note)
+    if labels is not None:
+        raise FeedError(f"{labels}: labels are given without feeds", "give the feeds with --data")
+    made_up = synthetic_feeds(opener.ports, seed=seed)
+    note = f"no data given: inputs are SYNTHETIC, made up from the model's signature{problem}"
+    split = split_feeds(made_up, seed=seed, evaluate=final)
+    return replace(_noted(split, note), synthetic=True, evaluate_synthetic=final is None)
+
+
+def _data_sets_beside(opener: _Opener, folder: Path, labels: Path | str | None) -> tuple[Feeds | None, str]:
+    """The feeds of the data sets in the model's folder, if they fit, and what to say when they don't.
+
+    They may belong to another model of the folder, so they are passed over then, but not silently.
+    """
+    sets = test_data.data_sets(folder) if folder.is_dir() else []
+    if not sets:
+        return None, ""
+    feeds = opener.feeds(test_data.DataSets(sets, opener.ports), labels)
+    try:
+        feeds[0]
+    except FeedError as error:
+        return None, f"; the data sets beside the model don't fit it ({error.cause})"
+    return feeds, ""
+
+
+def _noted(split: Split, note: str) -> Split:
+    return replace(split, note="; ".join(filter(None, (note, split.note))))

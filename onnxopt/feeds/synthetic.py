@@ -1,0 +1,110 @@
+"""Inputs made up from the model's signature. They show that a model runs, and little of what it is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from onnxopt.errors import FeedError
+from onnxopt.feeds.sample import Feeds, Record
+from onnxopt.runtime.ports import Array, Port, Shape, is_extension, is_float
+
+DEFAULT_COUNT = 8
+DEFAULT_SIZE = 16
+_WORDS = ("a", "cat", "on", "the", "mat")
+_SMALL = 10
+
+
+class Synthetic:
+    """`count` feeds drawn from a seed, by the name, type and shape of each input.
+
+    Floats are standard normal; integers lie in 0..9 (packed ones in 0..1), those of inputs named like a mask are 1 and
+    like a type 0; uint8 of rank 3 and more covers 0..255. Dimensions without a number: `sizes` by name ("N", or
+    "input:axis" for one axis), else 1 on the first axis, 64 for the sides of a picture, `size` elsewhere; equal names
+    get equal sizes.
+    """
+
+    def __init__(self, ports: Sequence[Port], count: int, seed: int, sizes: Mapping[str, int], size: int) -> None:
+        self._ports = [port for port in ports if port.required]
+        self._count = count
+        self._seed = seed
+        self._shapes = _shapes(self._ports, sizes, size)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def name(self, index: int) -> str:
+        """synthetic[index]."""
+        return f"synthetic[{index}]"
+
+    def read(self, index: int) -> Record:
+        """The feed at `index`; the same for the same seed."""
+        rng = np.random.default_rng([self._seed, index])
+        values = {port.name: _value(port, self._shapes[port.name], rng) for port in self._ports}
+        return Record(values, self.name(index))
+
+
+def synthetic_feeds(
+    ports: Sequence[Port],
+    *,
+    count: int = DEFAULT_COUNT,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    size: int = DEFAULT_SIZE,
+) -> Feeds:
+    """Feeds made up for the model's inputs (see Synthetic). Raises FeedError for inputs that can't be made up."""
+    for port in ports:
+        if port.kind in ("map", "sparse") or (port.dtype is None and port.required):
+            raise FeedError(f"no values can be made up for input {port}", "give feeds with --data")
+    return Feeds(Synthetic(ports, count, seed, sizes or {}, size), ports)
+
+
+def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], size: int) -> dict[str, tuple[int, ...]]:
+    chosen: dict[str, int] = dict(sizes)
+    shapes = {}
+    for port in ports:
+        dims: list[int] = []
+        for axis, dim in enumerate(port.shape or ()):
+            if isinstance(dim, int):
+                dims.append(dim)
+                continue
+            default = sizes.get(f"{port.name}:{axis}", _default(port.shape or (), axis, size))
+            # "?" and the empty name are what exporters write for an unknown size: equal ones need not be equal.
+            dims.append(default if dim in (None, "", "?") else chosen.setdefault(str(dim), default))
+        shapes[port.name] = tuple(dims)
+    return shapes
+
+
+def _default(shape: Shape, axis: int, size: int) -> int:
+    if axis == 0:
+        return 1
+    picture = len(shape) == 4 and (shape[1] in (1, 3, 4) or shape[3] in (1, 3, 4))
+    return 64 if picture else size
+
+
+def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+    if port.kind == "sequence":
+        return [_array(port, (size,), rng) for size in (2, 3)]
+    return _array(port, shape, rng)
+
+
+def _array(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+    dtype = port.dtype or np.dtype(np.float32)
+    if dtype.kind == "O":
+        words: Array = np.empty(shape, object)
+        words[...] = rng.choice(np.array(_WORDS, object), shape)
+        return words
+    if dtype.kind == "b":
+        return np.asarray(rng.random(shape) < 0.5)
+    if is_float(dtype):
+        return np.asarray(rng.standard_normal(shape)).astype(dtype)
+    name = port.name.lower()
+    if "mask" in name:
+        return np.ones(shape, dtype)
+    if "type" in name:
+        return np.zeros(shape, dtype)
+    pixels = dtype == np.uint8 and len(shape) >= 3
+    high = 256 if pixels else 2 if is_extension(dtype) else _SMALL
+    return np.asarray(rng.integers(0, high, shape)).astype(dtype)

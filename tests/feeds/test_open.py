@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import numpy_helper
+from PIL import Image
+
+from onnxopt.errors import FeedError
+from onnxopt.feeds import Feeds, Split, open_feeds
+from tests.feeds.ports import IDS, PICTURE, X, indices, row, save_rows
+
+
+def all_indices(split: Split) -> list[int]:
+    return sorted(indices(split.fit) + indices(split.select) + indices(split.evaluate))
+
+
+def test_one_npz_is_split(tmp_path: Path) -> None:
+    split = open_feeds([save_rows(tmp_path / "data.npz", 10)], [X])
+    assert all_indices(split) == list(range(10))
+    assert (split.note, split.synthetic, split.evaluate_synthetic) == ("", False, False)
+
+
+def test_several_sources_are_one_run_of_feeds(tmp_path: Path) -> None:
+    save_rows(tmp_path / "a.npz", 3)
+    (tmp_path / "gen.py").write_text(
+        "import numpy as np\ndef f():\n    for i in (3, 4, 5):\n        yield {'x': np.full((1, 3), i, np.float32)}\n"
+    )
+    split = open_feeds([tmp_path / "a.npz", f"{tmp_path / 'gen.py'}:f"], [X])
+    assert all_indices(split) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_folder_with_parts_is_split_already(tmp_path: Path, nested: bool) -> None:
+    for number, name in enumerate(("fit", "select", "evaluate")):
+        if nested:
+            (tmp_path / name).mkdir()
+            np.savez(tmp_path / name / "a.npz", x=row(number, 0, 0))
+        else:
+            np.savez(tmp_path / f"{name}.npz", x=row(number, 0, 0))
+    split = open_feeds([tmp_path], [X])
+    assert (indices(split.fit), indices(split.select), indices(split.evaluate)) == ([0], [1], [2])
+    (tmp_path / ("select" if nested else "select.npz")).rename(tmp_path / "away")
+    split = open_feeds([tmp_path], [X])
+    assert indices(split.select) == [0]
+    assert "fit serves select too" in split.note
+
+
+def test_evaluation_feeds_are_kept_apart(tmp_path: Path) -> None:
+    data = save_rows(tmp_path / "data.npz", 8)
+    final = save_rows(tmp_path / "final.npz", 3)
+    split = open_feeds([data], [X], evaluate=[final])
+    assert (len(split.fit), len(split.select), len(split.evaluate)) == (6, 2, 3)
+    assert split.evaluate[0].source == f"{final}[0]"
+
+
+def test_in_memory_feeds_and_open_feeds(tmp_path: Path) -> None:
+    items = [{"x": row(index, 0, 0)} for index in range(5)]
+    assert all_indices(open_feeds([items], [X])) == list(range(5))
+    assert all_indices(open_feeds([iter(items)], [X])) == list(range(5))
+    feeds = open_feeds([items], [X]).fit
+    assert isinstance(feeds, Feeds)
+    assert all_indices(open_feeds([feeds], [X])) == indices(feeds)
+    assert all_indices(open_feeds([feeds, save_rows(tmp_path / "d.npz", 1)], [X])) == sorted([*indices(feeds), 0])
+
+
+def test_data_sets_and_pictures_by_folder(tmp_path: Path) -> None:
+    sets = tmp_path / "sets"
+    (sets / "test_data_set_0").mkdir(parents=True)
+    (sets / "test_data_set_0" / "input_0.pb").write_bytes(numpy_helper.from_array(row(5, 0, 0)).SerializeToString())
+    assert indices(open_feeds([sets], [X]).fit) == [5]
+    assert indices(open_feeds([sets / "test_data_set_0"], [X]).fit) == [5]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for name in ("a.png", "b.JPG", "c.jpeg"):
+        Image.new("RGB", (5, 5), "red").save(pictures / name)
+    (pictures / ".DS_Store").write_text("")
+    split = open_feeds([pictures], [PICTURE], preprocessing="scale=1")
+    assert [len(part) for part in (split.fit, split.select, split.evaluate)] == [1, 1, 1]
+    assert split.fit[0].inputs["image"][0, 0, 0, 0] == pytest.approx(255, abs=2)
+
+
+def test_labels_by_order_and_by_name(tmp_path: Path) -> None:
+    data = save_rows(tmp_path / "data.npz", 4)
+    np.save(tmp_path / "labels.npy", np.array([10, 11, 12, 13]))
+    split = open_feeds([data], [X], labels=tmp_path / "labels.npy")
+    for feeds in (split.fit, split.select, split.evaluate):
+        for sample in feeds:
+            assert sample.labels is not None
+            assert sample.labels.tolist() == [10 + int(sample.inputs["x"][0, 0])]
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=row(1, 0, 0))
+    np.savez(folder / "b.npz", x=row(2, 0, 0))
+    (tmp_path / "labels.csv").write_text("b.npz,20\na,10\n")
+    for sample in open_feeds([folder], [X], evaluate=[folder], evaluate_labels=tmp_path / "labels.csv").evaluate:
+        assert sample.labels is not None
+        assert sample.labels.tolist() == [10 * int(sample.inputs["x"][0, 0])]
+
+
+def test_labels_must_cover_the_feeds(tmp_path: Path) -> None:
+    data = save_rows(tmp_path / "data.npz", 4)
+    np.save(tmp_path / "labels.npy", np.arange(3))
+    with pytest.raises(FeedError, match=r"labels\.npy: 3 labels for 4 feeds"):
+        open_feeds([data], [X], labels=tmp_path / "labels.npy")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.savez(folder / "a.npz", x=row(1, 0, 0))
+    (tmp_path / "labels.csv").write_text("b.npz,20\n")
+    with pytest.raises(FeedError, match=r"no label for a\.npz"):
+        open_feeds([folder], [X], labels=tmp_path / "labels.csv")
+    with pytest.raises(FeedError, match="without feeds"):
+        open_feeds([], [X], labels=tmp_path / "labels.npy")
+    with pytest.raises(FeedError, match="without feeds for evaluation"):
+        open_feeds([data], [X], evaluate_labels=tmp_path / "labels.npy")
+
+
+def test_the_first_sample_is_checked_at_once_and_the_others_when_read(tmp_path: Path) -> None:
+    for part in ("fit", "evaluate"):
+        (tmp_path / part).mkdir()
+        np.savez(tmp_path / part / "a.npz", x=row(1, 2, 3))
+    np.savez(tmp_path / "fit" / "b.npz", x=row(1, 2, 3, 4))
+    split = open_feeds([tmp_path], [X])
+    with pytest.raises(FeedError, match=r"b\.npz: input 'x': expected 3"):
+        list(split.fit)
+    np.savez(tmp_path / "wrong.npz", y=np.zeros((4, 3), np.float32))
+    with pytest.raises(FeedError, match=r"wrong\.npz\[\d\]: the model has no input 'y'"):
+        open_feeds([tmp_path / "wrong.npz"], [X])
+
+
+def test_paths_that_hold_no_feeds_are_named(tmp_path: Path) -> None:
+    (tmp_path / "calibration").mkdir()
+    with pytest.raises(FeedError, match="no such file or folder") as caught:
+        open_feeds([tmp_path / "calibratoin"], [X])
+    assert "calibration" in caught.value.remedy
+    with pytest.raises(FeedError, match=r"calibration: the folder holds no feed"):
+        open_feeds([tmp_path / "calibration"], [X])
+    (tmp_path / "feeds.py").write_text("")
+    with pytest.raises(FeedError, match=r"feeds\.py: feeds can't be read") as caught:
+        open_feeds([tmp_path / "feeds.py"], [X])
+    assert "feeds.py:feeds" in caught.value.remedy
+    with pytest.raises(FeedError, match="no feed"):
+        open_feeds([[]], [X])
+    (tmp_path / "calibration" / "a.png").write_bytes(b"")
+    save_rows(tmp_path / "calibration" / "b.npz", 1)
+    with pytest.raises(FeedError, match=r"it holds \.npz files and pictures"):
+        open_feeds([tmp_path / "calibration"], [X])
+
+
+def test_without_data_feeds_beside_the_model_serve(tmp_path: Path) -> None:
+    model = tmp_path / "net.onnx"
+    sets = tmp_path / "test_data_set_0"
+    sets.mkdir()
+    (sets / "input_0.pb").write_bytes(numpy_helper.from_array(row(5, 0, 0)).SerializeToString())
+    split = open_feeds([], [X], model_path=model)
+    assert indices(split.fit) == [5]
+    assert "data sets beside" in split.note
+    assert "one feed serves" in split.note
+    save_rows(tmp_path / "net.feeds.npz", 5)
+    split = open_feeds([], [X], model_path=model)
+    assert all_indices(split) == list(range(5))
+    assert "net.feeds.npz" in split.note
+    assert not split.synthetic
+
+
+def test_without_any_data_inputs_are_made_up_loudly(tmp_path: Path) -> None:
+    split = open_feeds([], [X, IDS], model_path=tmp_path / "net.onnx")
+    assert split.synthetic
+    assert split.evaluate_synthetic
+    assert "SYNTHETIC" in split.note
+    assert set(split.fit[0].inputs) == {"x", "ids"}
+    real = open_feeds([], [X], evaluate=[save_rows(tmp_path / "final.npz", 2)])
+    assert (real.synthetic, real.evaluate_synthetic) == (True, False)
+
+
+def test_data_sets_of_another_model_are_passed_over_not_silently(tmp_path: Path) -> None:
+    sets = tmp_path / "test_data_set_0"
+    sets.mkdir()
+    (sets / "input_0.pb").write_bytes(numpy_helper.from_array(np.zeros((1, 9), np.float32)).SerializeToString())
+    split = open_feeds([], [X], model_path=tmp_path / "net.onnx")
+    assert split.synthetic
+    assert "don't fit it" in split.note
