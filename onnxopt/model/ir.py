@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 from onnx import AttributeProto, FunctionProto, GraphProto, NodeProto, ValueInfoProto
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxopt.errors import PassError
 from onnxopt.model.tensor_data import TensorData
@@ -75,7 +76,7 @@ class Constant(gs.Constant):
     def data(self) -> TensorData:
         """The immutable content."""
         if not isinstance(self._values, TensorData):
-            array = self._values.load() if isinstance(self._values, gs.LazyValues) else np.asarray(self._values)
+            array = self._values.load() if isinstance(self._values, LazyValues) else np.asarray(self._values)
             wanted = self._export_dtype
             if wanted is not None and not isinstance(wanted, int):
                 array = array.astype(wanted)
