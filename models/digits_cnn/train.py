@@ -11,6 +11,7 @@ Network: stem and a strided convolution; bottleneck with residual Add; expand, d
 Sparsity: "Network slimming" (Liu et al. 2017, arXiv:1708.06519) puts an L1 penalty on the BatchNormalization scales.
     A subgradient step only comes near zero, so the penalty is applied as its proximal step, the soft threshold: zeros
     are exact. They are learned in the first part of training and kept in the second, which recovers accuracy.
+Time: 123 s to train on one thread of a shared AMD EPYC.
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
-"""Train the language detector: a small transformer encoder over the characters of two names.
+"""Train the language detector: a small transformer encoder over the characters of three names.
 
     python -m models.language_encoder.train        # from the repository root; writes language_encoder.onnx and feeds/
 
-Data: the names of languages, territories, currencies and scripts in 21 European languages, from the Unicode CLDR locale
+Data: the names of languages, territories, currencies and scripts in 13 European languages, from the Unicode CLDR locale
     data that the package babel ships (Unicode License, see models/NOTICE.md). Names of more than one of these languages
-    are left out. A sample is two names of one language, as in "finnish, new caledonia". The names, not only the pairs,
-    are divided between training, fit, select and evaluate, so that no name of one part occurs in another.
+    are left out. A sample is three names of one language, as in "finnish, new caledonia, turkish lira". The names, not
+    only the triples, are divided between training and the parts of the feeds: no name of one occurs in another.
 Input: `input_ids` [batch, length] int64, 0 is padding; `attention_mask` [batch, length] int64, 1 where there is a
-    character. Length is at most 64; the feeds are padded to 48.
-Network: character and position embeddings; three pre-norm layers of attention (written out as MatMul and Softmax, with
-    the mask added to the scores) and Gelu feed-forward; LayerNorm; mean over the characters; Gemm.
+    character. Length is at most 64; the feeds are padded to 58.
+Network: character and position embeddings; a convolution over five characters, which finds the beginnings and endings
+    that tell languages apart (without it accuracy ended at 0.86); three pre-norm layers of attention (written out as
+    MatMul and Softmax, with the mask added to the scores) and Gelu feed-forward; LayerNorm; mean over the characters;
+    Gemm.
+Time: 255 s to train on one thread of a shared AMD EPYC.
 """
 
 from __future__ import annotations
@@ -27,16 +30,15 @@ from models import training
 
 HERE = Path(__file__).resolve().parent
 SEED = 22
-LANGUAGES = tuple("cs da de en es et fi fr hr hu it lt lv nl pl pt ro sk sl sv tr".split())
+LANGUAGES = ("cs", "de", "en", "es", "fi", "fr", "hu", "it", "lt", "nl", "pl", "ro", "tr")
 PUNCTUATION = " ,'-"
-NAMES = {"fit": 1000, "select": 1000, "evaluate": 2400}  # names set aside for each part
-PAIRS = {"fit": 600, "select": 600, "evaluate": 1500}  # samples made of them
-MAX_NAME = 23  # two names, comma and space are at most 48 characters
-FEED_LENGTH = 48
+SIZES = {"fit": 600, "select": 600, "evaluate": 1500}  # names set aside, and as many samples made of them
+MAX_NAME = 18  # three names, commas and spaces are at most 58 characters
+FEED_LENGTH = 58
 MAX_LENGTH = 64
-EPOCHS = 24
+EPOCHS = 20
 BATCH_SIZE = 64
-LEARNING_RATE = 1.5e-3
+LEARNING_RATE = 2e-3
 
 
 def load_names() -> tuple[list[str], training.Integers]:
@@ -63,13 +65,14 @@ def encode(texts: Sequence[str], alphabet: str) -> dict[str, training.Array]:
     return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64)}
 
 
-def partners(labels: training.Integers, generator: np.random.Generator) -> training.Integers:
-    """For each row another row of the same class, chosen at random, [rows]; rows pair up in a cycle per class."""
-    partner = np.empty(len(labels), dtype=np.int64)
+def triples(names: Sequence[str], labels: training.Integers, generator: np.random.Generator) -> list[str]:
+    """For each name, in order, a text of it and two other names of its class: every name stands in three texts."""
+    texts = [""] * len(names)
     for label in np.unique(labels):
         cycle = generator.permutation(np.flatnonzero(labels == label))
-        partner[cycle] = np.roll(cycle, 1)
-    return partner
+        for first, second, third in zip(cycle, np.roll(cycle, 1), np.roll(cycle, 2), strict=True):
+            texts[first] = f"{names[first]}, {names[second]}, {names[third]}"
+    return texts
 
 
 class Attention(nn.Module):
@@ -89,6 +92,7 @@ class Attention(nn.Module):
         return x.reshape(batch, length, self.heads, width // self.heads).transpose(1, 2)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """bias is added to the scores: [batch, 1, 1, length], 0 or very negative."""
         query, key, value = self.split(self.query(x)), self.split(self.key(x)), self.split(self.value(x))
         scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
         mixed = torch.softmax(scores + bias, dim=-1) @ value
@@ -108,13 +112,14 @@ class Layer(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """[batch, length, width] -> the same; bias as in Attention."""
         x = x + self.dropout(self.attention(self.attention_norm(x), bias))
         y: torch.Tensor = self.feed_forward(self.feed_forward_norm(x))
         return x + self.dropout(y)
 
 
 class LanguageEncoder(nn.Module):
-    """input_ids, attention_mask [batch, length] -> logits [batch, 21]."""
+    """input_ids, attention_mask [batch, length] -> logits [batch, 13]."""
 
     def __init__(self, characters: int, width: int = 96, heads: int = 4, layers: int = 3) -> None:
         super().__init__()
@@ -122,15 +127,19 @@ class LanguageEncoder(nn.Module):
         self.positions = nn.Embedding(MAX_LENGTH, width)
         nn.init.normal_(self.characters.weight, std=0.3)
         nn.init.normal_(self.positions.weight, std=0.1)
+        self.neighbours = nn.Conv1d(width, width, 5, padding=2)
         self.layers = nn.ModuleList(Layer(width, heads, 4 * width, dropout=0.1) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.classify = nn.Linear(width, len(LANGUAGES))
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """Padding, where attention_mask is 0, changes nothing."""
         mask = attention_mask.to(torch.float32)
         # Large and finite: a row of only padding then stays finite too.
         bias = (1.0 - mask)[:, None, None, :] * -1e4
         x = self.characters(input_ids) + self.positions(torch.arange(input_ids.shape[1]))
+        x = x * mask[:, :, None]  # the convolution must find the same zeros in padding as beyond the end
+        x = x + functional.gelu(self.neighbours(x.transpose(1, 2))).transpose(1, 2)
         for layer in self.layers:
             x = layer(x, bias)
         weights = mask[:, :, None]
@@ -140,7 +149,7 @@ class LanguageEncoder(nn.Module):
 
 
 def train(network: LanguageEncoder, names: list[str], labels: training.Integers, alphabet: str) -> float:
-    """Train in place on pairs drawn anew in every epoch; return the seconds it took."""
+    """Train in place on triples drawn anew in every epoch; return the seconds it took."""
     optimizer = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=0.02)
     steps = EPOCHS * (len(names) // BATCH_SIZE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.15)
@@ -149,8 +158,7 @@ def train(network: LanguageEncoder, names: list[str], labels: training.Integers,
     for epoch in range(EPOCHS):
         network.train()
         total = 0.0
-        partner = partners(labels, order)
-        part = training.Part(encode([f"{a}, {names[b]}" for a, b in zip(names, partner)], alphabet), labels)
+        part = training.Part(encode(triples(names, labels, order), alphabet), labels)
         for rows in training.batches(len(part), BATCH_SIZE, order):
             ids, mask = part.tensors(rows)
             longest = int(mask.sum(1).max())  # columns that are padding in the whole batch only cost time
@@ -171,19 +179,17 @@ def main() -> None:
     training.seed_everything(SEED)
     names, labels = load_names()
     alphabet = "".join(sorted(set("".join(names)) | set(PUNCTUATION)))
-    rows = training.stratified_rows(labels, NAMES, SEED)
+    rows = training.stratified_rows(labels, SIZES, SEED)
     parts = {}
-    for part_name, pairs in PAIRS.items():
+    for part_name in SIZES:
         chosen = rows[part_name]
-        partner = chosen[partners(labels[chosen], np.random.default_rng(SEED))]
-        texts = [f"{names[a]}, {names[b]}" for a, b in zip(chosen, partner)][:pairs]
-        parts[part_name] = training.Part(encode(texts, alphabet), labels[chosen[:pairs]])
+        texts = triples([names[row] for row in chosen], labels[chosen], np.random.default_rng(SEED))
+        parts[part_name] = training.Part(encode(texts, alphabet), labels[chosen])
 
     network = LanguageEncoder(len(alphabet))
     seconds = train(network, [names[row] for row in rows["train"]], labels[rows["train"]], alphabet)
     print(f"trained in {seconds:.0f} s on {len(rows['train'])} names")
-    for name, part in parts.items():
-        print(f"{name}: {len(part)} samples, accuracy {training.accuracy(training.predict(network, part), part.labels):.4f}")
+    training.report_accuracy(network, parts)
 
     training.write_feeds(HERE, parts)
     path = HERE / "language_encoder.onnx"
@@ -197,16 +203,16 @@ def main() -> None:
             "logits": {0: "batch"},
         },
         metadata={
-            "task": "language of two names of languages, territories, currencies or scripts",
+            "task": "language of three names of languages, territories, currencies or scripts",
             "classes": ",".join(LANGUAGES),
             "alphabet": alphabet,
-            "preprocessing": "lower case, joined by comma and space; ids are positions in the alphabet plus 1, 0 pads",
+            "preprocessing": "lower case, joined by comma, space; ids are positions in the alphabet plus 1, 0 pads",
             "data": "Unicode CLDR locale data (Unicode License), package babel",
         },
     )
     evaluated = training.check_export(network, path, parts["evaluate"])
     print(training.describe(path))
-    if evaluated < 0.90:
+    if evaluated < 0.95:
         raise RuntimeError(f"accuracy {evaluated:.4f} is below what was promised")
 
 
