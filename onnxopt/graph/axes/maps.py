@@ -1,0 +1,229 @@
+"""Axis maps of a whole model, built by walking its nodes once with one rule per operator.
+
+A rule reads the axes of the node's inputs and states those of its outputs; it says which parameters are cut with which
+axis, which weights read it, and what else must be rewritten when channels go. Operators without a rule freeze every
+channel they touch, with node and reason. `register` is open: a rule for another operator needs no change here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from onnxopt.graph.axes.axis import ONES, Axis, Channels, Floats, Ints, Mask, Signals
+from onnxopt.graph.edit import label
+from onnxopt.model import Constant, Graph, Model, Node
+
+Array = NDArray[Any]
+Keep = Callable[[Ints], Mask]
+Rule = Callable[[Node, "AxisMaps"], None]
+# values of an element-wise node over constant channels: (node, one array or None per input) -> array [n] or None
+Evaluate = Callable[[Node, list[Array | None]], Array | None]
+
+_RULES: dict[tuple[str, str], Rule] = {}
+# a constant of at most this many elements that several nodes share is cut for each of them separately
+_UNTIED = 4096
+
+
+def register(*operators: str, domain: str = "") -> Callable[[Rule], Rule]:
+    """Make a function the rule of these operators."""
+
+    def add(rule: Rule) -> Rule:
+        for operator in operators:
+            _RULES[domain, operator] = rule
+        return rule
+
+    return add
+
+
+def known_operators() -> list[tuple[str, str]]:
+    """(domain, operator) of all rules."""
+    return sorted(_RULES)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Input `index` of a node is a constant whose `axis` is cut with these channels."""
+
+    node: Node
+    index: int
+    axis: int
+    channels: Ints
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A node that sums over a tracked axis with constant weights, so that what a channel contributes can be moved.
+
+    `spread(weights)` shows the weights as [groups, rows, n / groups, taps], `gather` undoes it. `fold(amounts)` adds to
+    the node's bias, `amounts` being [groups * rows]; None where a constant input can't be expressed as a bias.
+    """
+
+    node: Node
+    index: int
+    read: Axis
+    groups: int
+    spread: Callable[[Array], Array]
+    gather: Callable[[Array, Array], Array]
+    fold: Callable[[Floats], None] | None
+
+
+@dataclass(frozen=True)
+class Product:
+    """A node that sums products of two tensors over a tracked axis: a channel can go where either factor is zero."""
+
+    channels: Ints
+    needed: Mask
+
+
+@dataclass(frozen=True)
+class Site:
+    """A node that makes new channels: `channels` [n] of its output."""
+
+    node: Node
+    channels: Ints
+
+
+@dataclass
+class AxisMaps:
+    """Everything the rules state of one model."""
+
+    model: Model
+    evaluate: Evaluate
+    channels: Channels = field(default_factory=Channels)
+    signals: Signals = field(default_factory=Signals)
+    axes: dict[int, dict[int, Axis]] = field(default_factory=dict)
+    tensors: dict[int, Any] = field(default_factory=dict)
+    parameters: list[Parameter] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
+    products: list[Product] = field(default_factory=list)
+    sites: list[Site] = field(default_factory=list)
+    frozen: list[tuple[Ints, str, str]] = field(default_factory=list)
+    rewrites: list[Callable[[Keep], None]] = field(default_factory=list)
+    _shared: dict[tuple[int, int], Ints] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, model: Model, evaluate: Evaluate) -> AxisMaps:
+        """Walk all bodies of a model (shapes inferred, nodes in topological order) and apply the rules."""
+        maps = cls(model, evaluate)
+        for root in (model.graph, *model.functions):
+            maps.visit(root)
+            for tensor in root.outputs:
+                maps.freeze(tensor, "graph output", f"{tensor.name!r} is an output of {root.name!r}")
+        return maps
+
+    def visit(self, body: Graph) -> None:
+        """Apply the rules to the nodes of a body in order."""
+        for node in body.nodes:
+            rule = _RULES.get(node.kind)
+            if rule is None:
+                self.freeze_node(node, f"no axis rule for {node.op}")
+            else:
+                rule(node, self)
+
+    # what rules read
+
+    def of(self, tensor: Any) -> dict[int, Axis]:
+        """The tracked axes of a tensor by axis number; empty when nothing of it can be cut."""
+        return self.axes.get(id(tensor), {})
+
+    def rank(self, tensor: Any) -> int | None:
+        """Number of axes, None when unknown."""
+        return None if tensor.shape is None else len(tensor.shape)
+
+    def tracks(self, node: Node) -> bool:
+        """Whether any input has a tracked axis."""
+        return any(self.of(tensor) for tensor in node.inputs)
+
+    # what rules state
+
+    def set(self, tensor: Any, axes: dict[int, Axis]) -> None:
+        """State the tracked axes of an output."""
+        if axes and not tensor.is_empty():
+            self.axes[id(tensor)] = axes
+            self.tensors[id(tensor)] = tensor
+
+    def produce(self, node: Node, signal: Ints, scale: Floats) -> Axis:
+        """A new axis of fresh channels made by `node`."""
+        channels = self.channels.new(len(signal))
+        self.sites.append(Site(node, channels))
+        return Axis(channels, np.zeros(0, np.int64), np.zeros(0)).known(signal, scale)
+
+    def parameter(self, node: Node, index: int, axis: int, channels: Ints) -> None:
+        """Constant input `index` is cut along `axis` together with these channels; an absent or scalar one is not."""
+        constant = node.inputs[index] if index < len(node.inputs) else None
+        if isinstance(constant, Constant) and constant.data.size > _UNTIED and len(constant.outputs) > 1:
+            known = self._shared.setdefault((id(constant), axis), channels)
+            self.channels.tie(known, channels)
+        self.parameters.append(Parameter(node, index, axis, channels))
+
+    def freeze(self, tensor: Any, where: str, reason: str) -> None:
+        """No channel of this tensor may go."""
+        for axis in self.of(tensor).values():
+            self.freeze_axis(axis, where, reason)
+
+    def freeze_axis(self, axis: Axis, where: str, reason: str) -> None:
+        """No channel of this axis may go."""
+        self.frozen.append((axis.channels, where, reason))
+
+    def freeze_node(self, node: Node, reason: str) -> None:
+        """No channel that reaches this node may go; its outputs start afresh. Bodies within are still walked."""
+        for tensor in node.inputs:
+            self.freeze(tensor, label(node), reason)
+        for body in node.graphs():
+            self.visit(body)
+            for tensor in body.outputs:
+                self.freeze(tensor, label(node), reason)
+
+    def on_cut(self, rewrite: Callable[[Keep], None]) -> None:
+        """Call `rewrite(keep)` when channels are removed; `keep(channels)` is the mask of those that stay."""
+        self.rewrites.append(rewrite)
+
+    # helpers over what is known
+
+    def constant_axis(self, node: Node, index: int, axis: int) -> Axis:
+        """The axis of a constant that is data, not weight: its slices are cut with the result."""
+        values = np.moveaxis(np.asarray(node.inputs[index].values, np.float64), axis, 0)
+        flat = values.reshape(len(values), -1)
+        uniform = (flat == flat[:, :1]).all(axis=1) if flat.shape[1] else np.ones(len(flat), np.bool_)
+        signal = np.where(uniform, ONES, self.signals.classes(flat))
+        scale = np.where(uniform, flat[:, 0] if flat.shape[1] else 0.0, 1.0)
+        fresh = Axis(self.channels.new(len(flat)), signal, scale).known(signal, scale)
+        self.parameter(node, index, axis, fresh.channels)
+        return fresh
+
+    def linear(self, axis: Axis, keeps_constants: bool, key: Ints | None = None) -> Axis:
+        """The axis after an operator that is linear along all other axes, the same for every position.
+
+        `keeps_constants`: a constant stays that constant; otherwise it becomes a signal of its own.
+        """
+        signal = self.signals.classes(axis.signal, key if key is not None else np.zeros(len(axis)))
+        return axis.known(np.where(axis.constant & keeps_constants, ONES, signal), axis.scale)
+
+    def positive(self, axis: Axis) -> Axis:
+        """The axis after an operator with f(s x) = s f(x) for s > 0 only, that keeps constants (maximum pooling)."""
+        signal = self.signals.classes(axis.signal, np.sign(axis.scale))
+        return axis.known(
+            np.where(axis.constant, ONES, signal), np.where(axis.constant, axis.scale, np.abs(axis.scale))
+        )
+
+    def arbitrary(self, axis: Axis, *keys: Array) -> Axis:
+        """The axis after any function of the position's values and of `keys`: equal stays equal, no more is known."""
+        return axis.known(self.signals.classes(axis.signal, axis.scale, *keys), np.ones(len(axis)))
+
+
+def is_constant(tensor: Any) -> bool:
+    """Whether a tensor is a Constant of the model."""
+    return isinstance(tensor, Constant)
+
+
+def numbers(tensors: Iterable[Any], index: int) -> list[int] | None:
+    """The integers of optional constant input `index`; None when it is absent or not constant."""
+    found = list(tensors)
+    if index >= len(found) or found[index].is_empty() or not is_constant(found[index]):
+        return None
+    return [int(value) for value in found[index].values.reshape(-1)]
