@@ -99,7 +99,8 @@ class InvertedResidual(nn.Module):
         """Channels first; the shape is kept."""
         y = functional.relu(self.expand(x))
         y = self.gate(functional.relu(self.depthwise(y)))
-        return x + self.project(y)
+        total: torch.Tensor = x + self.project(y)
+        return total
 
 
 class Branches(nn.Module):

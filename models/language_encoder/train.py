@@ -114,8 +114,8 @@ class Layer(nn.Module):
     def forward(self, x: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
         """[batch, length, width] -> the same; bias as in Attention."""
         x = x + self.dropout(self.attention(self.attention_norm(x), bias))
-        y: torch.Tensor = self.feed_forward(self.feed_forward_norm(x))
-        return x + self.dropout(y)
+        y: torch.Tensor = x + self.dropout(self.feed_forward(self.feed_forward_norm(x)))
+        return y
 
 
 class LanguageEncoder(nn.Module):
