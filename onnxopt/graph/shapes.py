@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from onnx import AttributeProto, GraphProto, shape_inference
+import numpy as np
+from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto, shape_inference
 
 from onnxopt.model import Graph, Model
 from onnxopt.model.importer import describe
@@ -17,29 +20,75 @@ def infer(model: Model, data_prop: bool = True) -> None:
     large initializers of the main graph stand beside the skeleton.
     """
     proto, _ = model.skeleton()
+    inferred = _inferred(proto, data_prop)
+    if inferred is not None:
+        _visit(model.graph, inferred.graph, _describe)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What is certain about a tensor: dtype and dims, None for what is not known."""
+
+    dtype: np.dtype | None = None
+    shape: tuple[int | str | None, ...] | None = None
+
+
+def known(model: Model) -> dict[int, Fact]:
+    """id(tensor) -> what follows from the declarations of the model's inputs, which the runtime enforces.
+
+    Unlike `infer` it does not believe the descriptions of inner tensors and outputs in the file, which may be stale.
+    """
+    proto, _ = model.skeleton()
+    _forget(proto.graph, main=True)
+    facts: dict[int, Fact] = {}
+
+    def note(tensor: Any, info: ValueInfoProto) -> None:
+        dtype, shape = describe(info)
+        facts[id(tensor)] = Fact(dtype, None if shape is None else tuple(shape))
+
+    inferred = _inferred(proto)
+    if inferred is not None:
+        _visit(model.graph, inferred.graph, note)
+    return facts
+
+
+def _forget(graph: GraphProto, main: bool) -> None:
+    """Drop all descriptions but the main graph's inputs; element types stay."""
+    graph.ClearField("value_info")
+    for info in (*graph.output, *(() if main else graph.input)):
+        if info.type.WhichOneof("value") == "tensor_type":
+            info.type.tensor_type.ClearField("shape")
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in _bodies(attribute):
+                _forget(body, main=False)
+
+
+def _inferred(proto: ModelProto, data_prop: bool = True) -> ModelProto | None:
     try:
-        inferred = shape_inference.infer_shapes(proto, data_prop=data_prop)
+        result: ModelProto = shape_inference.infer_shapes(proto, data_prop=data_prop)
     except Exception:  # noqa: BLE001  inference raises many types on models the runtime accepts
-        return
-    _fill(model.graph, inferred.graph)
+        return None
+    return result
 
 
-def _fill(body: Graph, proto: GraphProto) -> None:
+def _visit(body: Graph, proto: GraphProto, note: Callable[[Any, ValueInfoProto], None]) -> None:
+    """Call `note` with each tensor of a body, and of the bodies within, that inference described."""
     infos = {info.name: info for info in (*proto.value_info, *proto.output)}
     for node in body.nodes:
         for tensor in node.outputs:
             if tensor.name in infos:
-                _describe(tensor, infos[tensor.name])
-    for tensor, info in zip(body.inputs, (i for i in proto.input), strict=False):
-        if tensor.name == info.name:
-            _describe(tensor, info)
-    nodes = [node for node in proto.node if node.attribute]
+                note(tensor, infos[tensor.name])
+    inputs = {info.name: info for info in proto.input}
+    for tensor in body.inputs:
+        if tensor.name in inputs:
+            note(tensor, inputs[tensor.name])
     owners = [node for node in body.nodes if any(True for _ in node.graphs())]
-    holding = [node for node in nodes if any(_bodies(attribute) for attribute in node.attribute)]
+    holding = [node for node in proto.node if any(_bodies(attribute) for attribute in node.attribute)]
     for node, twin in zip(owners, holding, strict=True):
         inner = [graph for attribute in twin.attribute for graph in _bodies(attribute)]
         for mine, theirs in zip(node.graphs(), inner, strict=True):
-            _fill(mine, theirs)
+            _visit(mine, theirs, note)
 
 
 def _bodies(attribute: AttributeProto) -> list[GraphProto]:

@@ -9,7 +9,12 @@ from onnxopt.model import Graph, Model, Node
 
 
 def sort_nodes(body: Graph) -> None:
-    """Put the nodes of one body in topological order, in place, keeping the given order wherever it is valid.
+    """Put the nodes of one body in topological order, in place: see `sorted_nodes`."""
+    body.nodes = sorted_nodes(body)
+
+
+def sorted_nodes(body: Graph) -> list[Node]:
+    """The nodes of one body in topological order, keeping the given order wherever it is valid.
 
     Iterative (Kahn 1962), O((V + E) log V). A node that holds bodies waits for all they read. Raises ModelError when
     the nodes form a cycle, naming one of them.
@@ -37,7 +42,7 @@ def sort_nodes(body: Graph) -> None:
             f"the nodes of graph {body.name!r} form a cycle through {stuck.op} {stuck.name!r}",
             "the last edit connected a node to its own output; undo it",
         )
-    body.nodes = [nodes[at] for at in order]
+    return [nodes[at] for at in order]
 
 
 def sort_model(model: Model) -> None:

@@ -136,7 +136,7 @@ class Exporter:
             if waiting:
                 for constant in _constants_used(node, waiting):
                     write(constant)
-            out.append(self._node(node))
+            out.append(self.node(node))
         for constant in pending:
             write(constant)
 
@@ -160,7 +160,8 @@ class Exporter:
         attribute.t.CopyFrom(self.write_tensor(data, None, False))
         return proto
 
-    def _node(self, node: Node) -> NodeProto:
+    def node(self, node: Node) -> NodeProto:
+        """One node with all bodies within, under its tensors' present names."""
         proto = NodeProto()
         if node.proto is not None:
             proto.CopyFrom(node.proto)

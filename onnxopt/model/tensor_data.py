@@ -24,6 +24,16 @@ _uids = itertools.count(1)
 _PLAIN_KINDS = "fiubc"
 
 
+# types several of whose elements share a byte
+_PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+
+
+def stored_nbytes(dtype: np.dtype, size: int) -> int:
+    """Bytes that `size` elements take in a file, sub-byte types packed."""
+    bits = _PACKED_BITS.get(dtype.name)
+    return size * dtype.itemsize if bits is None else (size * bits + 7) // 8
+
+
 class TensorData(LazyValues):
     """Dtype, shape and lazily read values of a tensor. Immutable; `array()` is read-only.
 
@@ -49,8 +59,7 @@ class TensorData(LazyValues):
     @property
     def nbytes(self) -> int:
         """Bytes of the stored dense values, sub-byte types packed."""
-        bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(self.dtype.name)
-        return self.size * self.dtype.itemsize if bits is None else (self.size * bits + 7) // 8
+        return stored_nbytes(self.dtype, self.size)
 
     @classmethod
     def from_array(cls, array: NDArray[Any]) -> TensorData:

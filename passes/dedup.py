@@ -1,0 +1,131 @@
+"""Store equal weights once.
+
+Two constants are merged when their element type, shape and every stored byte agree: -0.0 is not 0.0, and NaNs count by
+their payload. Contents are hashed (each once) to find candidates and compared byte by byte before they are merged.
+
+    Before                                  After
+    y = Gemm(x, w)    w: float[64,64]       y = Gemm(x, w)    w: float[64,64]
+    z = Gemm(y, v)    v: the same bytes     z = Gemm(y, w)
+
+Constants of If, Loop and Scan bodies take part: what siblings share moves to the body that encloses both. A local
+function is a world of its own. Graph outputs, overridable initializers and what a quantization annotation names stay.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from onnxopt.graph import replace_uses
+from onnxopt.model import Constant, Graph, Model, TensorData
+from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
+
+
+@dataclass(frozen=True)
+class Dedup(Pass):
+    """Store weights that are equal byte by byte once."""
+
+    name: ClassVar[str] = "dedup"
+    min_bytes: int = option(16, "leave constants smaller than this alone", minimum=0)
+
+    @property
+    def effect(self) -> Effect:
+        """Readers get the same bytes."""
+        return Effect.EXACT
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Merge equal constants within the main graph with its bodies, and within each function."""
+        model.normalize()
+        kept = _named_elsewhere(model)
+        changes: list[Change] = []
+        skipped: list[Skip] = []
+        removed: set[int] = set()
+        for group in _groups(model, self.min_bytes):
+            free = [constant for constant in group if id(constant) not in kept]
+            skipped += [Skip(constant.name, kept[id(constant)]) for constant in group if id(constant) in kept]
+            for duplicate in free[1:]:
+                changes.append(_merge(duplicate, free[0], model))
+                removed.add(id(duplicate))
+        for body in model.bodies():
+            body.initializers = [constant for constant in body.initializers if id(constant) not in removed]
+        return PassResult(changes, skipped)
+
+
+def _named_elsewhere(model: Model) -> dict[int, str]:
+    """Constants that something besides a node refers to, and what."""
+    kept: dict[int, str] = {}
+    for body in model.bodies():
+        for tensor in body.outputs:
+            kept[id(tensor)] = f"it is an output of graph {body.name!r}"
+        annotations = getattr(body.proto, "quantization_annotation", ())
+        named = {entry.value for item in annotations for entry in item.quant_parameter_tensor_names}
+        for constant in body.initializers:
+            if constant.name in named:
+                kept[id(constant)] = "a quantization annotation names it"
+    return kept
+
+
+def _groups(model: Model, min_bytes: int) -> list[list[Constant]]:
+    """Constants of equal content, two and more each, outer bodies first, in the order of the file."""
+    alike: dict[tuple[Any, ...], list[Constant]] = {}
+    for body in model.bodies():
+        for constant in body.initializers:
+            data = constant.data
+            if data.nbytes >= min_bytes:
+                alike.setdefault((*_world(body), str(data.dtype), data.shape, data.sparse is None), []).append(constant)
+    contents = _Contents()
+    return [group for candidates in alike.values() if len(candidates) > 1 for group in contents.split(candidates)]
+
+
+def _world(body: Graph) -> tuple[int]:
+    """What bounds the sharing of names: the function the body belongs to, else the main graph."""
+    return (id(body.function),)
+
+
+class _Contents:
+    """Compares contents, reading and hashing each one once however many constants hold it."""
+
+    def __init__(self) -> None:
+        self._hashes: dict[int, bytes] = {}
+
+    def split(self, constants: list[Constant]) -> Iterator[list[Constant]]:
+        """Groups of two and more constants whose bytes are equal."""
+        classes: dict[bytes, list[list[Constant]]] = {}
+        for constant in constants:
+            same_hash = classes.setdefault(self._hash(constant.data), [])
+            for members in same_hash:
+                if _equal(members[0].data, constant.data):
+                    members.append(constant)
+                    break
+            else:
+                same_hash.append([constant])
+        yield from (members for groups in classes.values() for members in groups if len(members) > 1)
+
+    def _hash(self, data: TensorData) -> bytes:
+        if data.uid not in self._hashes:
+            self._hashes[data.uid] = hashlib.blake2b(_bytes(data), digest_size=16).digest()
+        return self._hashes[data.uid]
+
+
+def _equal(one: TensorData, other: TensorData) -> bool:
+    return one.uid == other.uid or bool(_bytes(one) == _bytes(other))
+
+
+def _bytes(data: TensorData) -> Any:
+    """The stored bytes (bytes-like), comparable between contents of one element type and shape."""
+    if data.sparse is not None:
+        bare = type(data.sparse)()
+        bare.CopyFrom(data.sparse)
+        bare.values.ClearField("name")
+        return bare.SerializeToString(deterministic=True)
+    if data.dtype.kind == "O":
+        items = [item if isinstance(item, bytes) else str(item).encode() for item in data.array().reshape(-1)]
+        return b"".join(len(item).to_bytes(8, "little") + item for item in items)
+    return data.raw_bytes()
+
+
+def _merge(duplicate: Constant, kept: Constant, model: Model) -> Change:
+    replace_uses(duplicate, kept, model)
+    return Change("merged", duplicate.name, f"into {kept.name}: {duplicate.data.nbytes} bytes")
