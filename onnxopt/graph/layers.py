@@ -1,0 +1,182 @@
+"""The layers of a body that have an integer kernel: node, weight, bias, and what follows them that they can take in.
+
+    Conv -> Mul(2) -> Add(1) -> Relu        one layer: weight * 2, bias * 2 + 1, and codes that start at zero
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.graph import qdq
+from onnxopt.graph.edit import label
+from onnxopt.model import Constant, Graph, Model, Node, Variable
+from onnxopt.numerics.saturation import Layout
+
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """A Conv, Gemm or MatMul with a constant float32 weight, in the body that holds it.
+
+    activation: the tensor it reads. chain: the nodes right behind it that scale or shift by constants, in order; they
+    go into weight and bias. raw: the tensor behind the chain. absorbed: the Relu or Clip behind that, if any.
+    """
+
+    node: Node
+    body: Graph
+    row: qdq.Row
+    layout: Layout
+    activation: Variable
+    weight: Constant
+    chain: tuple[Node, ...]
+    raw: Variable
+    absorbed: Node | None
+
+    @property
+    def name(self) -> str:
+        """How reports name the layer."""
+        return label(self.node)
+
+    @property
+    def output(self) -> Variable:
+        """The tensor whose values leave the layer, the activation it absorbs included."""
+        return self.raw if self.absorbed is None else self.absorbed.outputs[0]
+
+    @property
+    def needs_codes(self) -> bool:
+        """Whether its output must be codes for it to have an integer kernel at all."""
+        return self.row.float_kernel is None
+
+    @property
+    def channels(self) -> int:
+        """Output channels."""
+        return int(self.weight.shape[self.layout.axis])
+
+    @property
+    def depthwise(self) -> bool:
+        """One input and one output channel a group: the kernel that never saturates."""
+        group = int(self.node.attrs.get("group", 1))
+        return self.layout is Layout.CONV and group > 1 and self.channels == group and self.weight.shape[1] == 1
+
+    @property
+    def macs_per_output(self) -> int:
+        """Multiply-adds behind one element of the output."""
+        return int(self.weight.data.size) // max(1, self.channels)
+
+    def parameters(self) -> tuple[FloatArray, FloatArray | None]:
+        """Weight (its own shape) and bias [channels] or None, with the chain worked in."""
+        weight = self.weight.values.astype(np.float64)
+        given = self.node.inputs[2] if len(self.node.inputs) > 2 else None
+        bias = given.values.astype(np.float64) if isinstance(given, Constant) else None
+        for node in self.chain:
+            factor, shift = _affine(node)
+            shape = [1] * weight.ndim
+            shape[self.layout.axis] = -1
+            weight = weight * np.broadcast_to(factor, self.channels).reshape(shape)
+            if bias is not None or shift.any():
+                bias = (np.zeros(self.channels) if bias is None else bias) * factor + shift
+        return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)
+
+
+def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
+    """Every layer of every body, in order; a node that is one in kind but can't be quantized comes with the reason."""
+    outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    for body in model.bodies():
+        for node in body.nodes:
+            found = qdq.row(node)
+            if found is not None and found.role is qdq.Role.LAYER:
+                reason = _refusal(node, body, found)
+                yield _layer(node, body, found, outputs) if reason is None else (node, reason)
+
+
+def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
+    if body.function is not None:
+        return "it is in a local function, which several callers share"
+    activation, weight = node.inputs[0], node.inputs[1]
+    if not isinstance(weight, Constant):
+        return "its weight is not a constant"
+    if isinstance(activation, Constant):
+        return "its input is a constant"
+    if weight.dtype != np.float32:
+        return f"its weight is {weight.dtype}, not float32"
+    if weight.data.size == 0:
+        return "its weight is empty"
+    if node.op != "Conv" and len(weight.shape) != 2:
+        return f"its weight has {len(weight.shape)} axes; the integer kernel takes 2"
+    if not np.isfinite(weight.values).all():
+        return "its weight holds NaN or infinity"
+    if len(node.inputs) > 2 and not node.inputs[2].is_empty() and not _is_bias(node.inputs[2], weight, node):
+        return "its bias is not a constant with one value per output channel"
+    return row.refuses(node)
+
+
+def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int]) -> Layer | tuple[Node, str]:
+    layout = _layout(node)
+    weight = node.inputs[1]
+    chain = tuple(_chain(node, weight.shape[layout.axis], len(weight.shape), outputs))
+    raw = chain[-1].outputs[0] if chain else node.outputs[0]
+    absorbed = _only_consumer(raw, outputs)
+    found = qdq.row(absorbed) if absorbed is not None else None
+    if absorbed is None or found is None or found.role is not qdq.Role.FOLDED or absorbed.inputs[0] is not raw:
+        absorbed = None
+    elif found.refuses(absorbed) is not None:
+        absorbed = None
+    layer = Layer(node, body, row, layout, node.inputs[0], weight, chain, raw, absorbed)
+    if layer.needs_codes and body.parent is None and id(layer.output) in outputs:
+        return node, "its output is an output of the model, which stays float"
+    return layer
+
+
+def _layout(node: Node) -> Layout:
+    if node.op == "Conv":
+        return Layout.CONV
+    return Layout.COLUMNS if node.attrs.get("transB", 0) else Layout.ROWS
+
+
+def _is_bias(tensor: object, weight: Constant, node: Node) -> bool:
+    channels = weight.shape[_layout(node).axis]
+    return isinstance(tensor, Constant) and tensor.dtype == np.float32 and tensor.shape == (channels,)
+
+
+def _chain(node: Node, channels: int, rank: int, outputs: set[int]) -> Iterator[Node]:
+    """The Mul, Div, Add and Sub nodes behind `node` whose other operand is one number or one number per channel."""
+    shapes = [(channels, *[1] * (rank - 2))] if node.op == "Conv" else [(channels,)]
+    if node.op == "Conv":
+        shapes.append((1, *shapes[0]))
+    tensor = node.outputs[0]
+    while (follower := _only_consumer(tensor, outputs)) is not None:
+        if follower.kind[0] != "" or follower.op not in ("Mul", "Div", "Add", "Sub"):
+            return
+        at = 1 if follower.inputs[0] is tensor else 0
+        other = follower.inputs[at]
+        if not isinstance(other, Constant) or other.dtype != np.float32 or (at == 0 and follower.op in ("Div", "Sub")):
+            return
+        single = other.data.size == 1 and len(other.shape) <= (rank if node.op == "Conv" else 1)
+        if not (single or other.shape in shapes) or not np.isfinite(other.values).all():
+            return
+        if follower.op == "Div" and not other.values.all():
+            return
+        yield follower
+        tensor = follower.outputs[0]
+
+
+def _affine(node: Node) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """(factor, shift) of one node of a chain, each [1] or [channels]."""
+    constant = next(tensor for tensor in node.inputs if isinstance(tensor, Constant))
+    value = constant.values.astype(np.float64).reshape(-1)
+    if node.op in ("Add", "Sub"):
+        return np.ones(1), value if node.op == "Add" else -value
+    return value if node.op == "Mul" else 1.0 / value, np.zeros(1)
+
+
+def _only_consumer(tensor: Variable, outputs: set[int]) -> Node | None:
+    """The one node that reads `tensor` once, where nothing else does."""
+    if id(tensor) in outputs or len(tensor.outputs) != 1:
+        return None
+    consumer: Node = tensor.outputs[0]
+    return consumer

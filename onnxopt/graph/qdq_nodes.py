@@ -1,0 +1,158 @@
+"""Writing quantized forms into a model: Q/DQ pairs, int8 weights, int32 biases, and int8 storage of float weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.graph.edit import replace_uses
+from onnxopt.graph.layers import Layer
+from onnxopt.graph.names import Names
+from onnxopt.graph.sort import sort_nodes
+from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
+from onnxopt.numerics.affine import FloatArray, QParams
+
+AnyArray = npt.NDArray[np.generic]
+FLOAT = 1  # TensorProto.FLOAT
+
+
+class QdqWriter:
+    """Adds nodes to the bodies of one model. Call `finish` once at the end: it sorts and drops what nobody reads."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._names = Names(model)
+        self._touched: dict[int, Graph] = {}
+        self._pairs: dict[tuple[int, int], Variable] = {}
+        self._params: dict[tuple[bytes, bytes], tuple[Constant, Constant]] = {}
+        self._replaced: list[Constant] = []
+
+    def constant(self, base: str, values: AnyArray) -> Constant:
+        """A new constant under a free name; the export puts it where its readers are."""
+        return Constant(self._names.tensor(base), TensorData.from_array(values))
+
+    def node(self, body: Graph, op: str, inputs: Sequence[Variable | Constant], base: str, **attrs: object) -> Variable:
+        """A new node at the end of `body`; returns its output, called `base` or nearly so."""
+        output = Variable(self._names.tensor(base))
+        node = Node(op=op, name=self._names.node(f"{base}_{op}"), attrs=attrs)
+        node.inputs = list(inputs)
+        node.outputs = [output]
+        body.nodes.append(node)
+        self._touched[id(body)] = body
+        return output
+
+    def pair(self, tensor: Variable, body: Graph, params: QParams) -> Variable:
+        """`tensor` through QuantizeLinear and DequantizeLinear in `body`: one pair per tensor and body."""
+        key = (id(tensor), id(body))
+        if key not in self._pairs:
+            scale, zero = self._scale_and_zero(tensor.name, params)
+            codes = self.node(body, "QuantizeLinear", [tensor, scale, zero], f"{tensor.name}_codes")
+            codes.dtype, codes.shape = params.dtype, tensor.shape
+            restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{tensor.name}_dequantized")
+            restored.dtype, restored.shape = np.dtype(np.float32), tensor.shape
+            self._pairs[key] = restored
+        return self._pairs[key]
+
+    def _scale_and_zero(self, base: str, params: QParams) -> tuple[Constant, Constant]:
+        key = (params.scale.tobytes(), bytes(str(params.dtype), "ascii") + params.zero_point.tobytes())
+        if key not in self._params:
+            self._params[key] = (
+                self.constant(f"{base}_scale", params.scale),
+                self.constant(f"{base}_zero_point", params.zero_point),
+            )
+        return self._params[key]
+
+    def dequantize(self, body: Graph, codes: Constant, scales: Constant, zeros: Constant, axis: int) -> Variable:
+        """Per-channel DequantizeLinear of a weight or bias in `body`, one node per constant and body."""
+        key = (id(codes), id(body))
+        if key not in self._pairs:
+            output = self.node(body, "DequantizeLinear", [codes, scales, zeros], f"{codes.name}_dequantized", axis=axis)
+            output.dtype, output.shape = np.dtype(np.float32), list(codes.shape)
+            self._pairs[key] = output
+        return self._pairs[key]
+
+    def codes_of_number(self, body: Graph, constant: Constant, params: QParams, codes: AnyArray) -> Variable:
+        """A constant operand of an integer operator, as codes behind a DequantizeLinear."""
+        scale, zero = self._scale_and_zero(constant.name, params)
+        self._replaced.append(constant)
+        stored = self.constant(f"{constant.name}_codes", codes)
+        return self.node(body, "DequantizeLinear", [stored, scale, zero], f"{constant.name}_dequantized")
+
+    def stored(self, body: Graph, codes: Constant, scales: Constant) -> Variable:
+        """Cast and Mul that the runtime folds into a float weight when it loads the model."""
+        key = (id(codes), id(body), id(scales))
+        if key not in self._pairs:
+            values = self.node(body, "Cast", [codes], f"{codes.name}_cast", to=FLOAT)
+            self._pairs[key] = self.node(body, "Mul", [values, scales], f"{codes.name}_scaled")
+        return self._pairs[key]
+
+    def rows(self, body: Graph, node: Node, codes: Constant, scales: Constant) -> None:
+        """Turn a Gather from a float table into gathers of int8 rows and of their scales; the output stays."""
+        indices, axis = node.inputs[1], node.attrs.get("axis", 0)
+        output = node.outputs[0]
+        picked = self.node(body, "Gather", [codes, indices], f"{output.name}_rows", axis=axis)
+        factors = self.node(body, "Gather", [scales, indices], f"{output.name}_scales", axis=axis)
+        values = self.node(body, "Cast", [picked], f"{output.name}_cast", to=FLOAT)
+        self._replaced.append(node.inputs[0])
+        node.op, node.attrs = "Mul", {}
+        node.inputs = [values, factors]
+        self._touched[id(body)] = body
+
+    def set_input(self, node: Node, at: int, tensor: Variable | Constant, body: Graph) -> None:
+        """Replace one input of a node; constants that lose their last reader go at the end."""
+        while len(node.inputs) <= at:
+            node.inputs.append(Variable.empty())
+        old = node.inputs[at]
+        if isinstance(old, Constant):
+            self._replaced.append(old)
+        node.inputs[at] = tensor
+        self._touched[id(body)] = body
+
+    def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> None:
+        """Let the layer's node make `layer.raw` itself: its chain goes, its bias becomes int32 codes (codes, scales)."""
+        node, body = layer.node, layer.body
+        for follower in layer.chain:
+            self.remove(follower, body)
+        if bias is None:
+            node.outputs = [layer.raw]
+            return
+        codes = self.constant(f"{layer.weight.name}_bias_codes", bias[0])
+        scales = self.constant(f"{layer.weight.name}_bias_scale", bias[1])
+        zeros = self.constant(f"{layer.weight.name}_bias_zero_point", np.zeros(layer.channels, np.int32))
+        restored = self.dequantize(body, codes, scales, zeros, 0)
+        if node.op != "MatMul":
+            self.set_input(node, 2, restored, body)
+            node.outputs = [layer.raw]
+            return
+        if node.outputs[0] is layer.raw:
+            node.outputs = [Variable(self._names.tensor(f"{layer.raw.name}_product"))]
+        add = Node(op="Add", name=self._names.node(f"{layer.raw.name}_Add"))
+        add.inputs, add.outputs = [node.outputs[0], restored], [layer.raw]
+        body.nodes.append(add)
+
+    def redirect(self, old: Variable, new: Variable, keep: Node) -> None:
+        """Make every reader of `old` in all bodies, except `keep`, read `new`."""
+        replace_uses(old, new, self._model)
+        for at, tensor in enumerate(keep.inputs):
+            if tensor is new:
+                keep.inputs[at] = old
+
+    def remove(self, node: Node, body: Graph) -> None:
+        """Unwire a node that has been replaced; it leaves the body in `finish`."""
+        self._replaced += [tensor for tensor in node.inputs if isinstance(tensor, Constant)]
+        node.inputs.clear()
+        node.outputs.clear()
+        self._touched[id(body)] = body
+
+    def finish(self) -> None:
+        """Sort the touched bodies; drop removed nodes and the constants that lost their last reader."""
+        for body in self._touched.values():
+            body.nodes = [node for node in body.nodes if node.inputs or node.outputs]
+            sort_nodes(body)
+        outputs = {id(tensor) for body in self._model.bodies() for tensor in body.outputs}
+        gone = {id(old) for old in self._replaced if not old.outputs and id(old) not in outputs}
+        for body in self._model.bodies():
+            if any(id(constant) in gone for constant in body.initializers):
+                body.initializers = [constant for constant in body.initializers if id(constant) not in gone]

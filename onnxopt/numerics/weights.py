@@ -1,0 +1,66 @@
+"""Int8 weights of a layer: scales that respect saturation and bias range, and the mean error they leave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.numerics import affine
+from onnxopt.numerics.affine import CodeArray, FloatArray
+from onnxopt.numerics.saturation import Layout, max_pair_sum, pair_bound_scales
+
+
+@dataclass(frozen=True)
+class LayerWeight:
+    """Symmetric int8 codes (the weight's shape) and float32 scales [channels].
+
+    growth: mean factor by which scales exceed max |w| / 127. largest_pair: largest same-sign sum of two codes that the
+    kernel adds in 16 bits; up to 128 no input saturates.
+    """
+
+    codes: CodeArray
+    scales: FloatArray
+    growth: float
+    largest_pair: int
+
+
+def quantize_layer_weight(
+    weight: FloatArray,
+    layout: Layout,
+    bounded: bool,
+    biases: Sequence[tuple[FloatArray, npt.NDArray[np.float32]]] = (),
+) -> LayerWeight:
+    """Per-channel symmetric codes of `weight`.
+
+    bounded: raise scales until no pair of codes can saturate for activation codes 0..255 (`saturation`). biases: every
+    (bias [channels], input scale) that must fit int32 in the product scale.
+    """
+    maximum = affine.channel_maximum(weight, layout.axis)
+    plain = affine.weight_scales(maximum)
+    scales = pair_bound_scales(weight, layout, maximum) if bounded else plain
+    for bias, input_scale in biases:
+        scales = affine.scales_for_bias(scales, bias, input_scale)
+    codes = affine.quantize_weight(weight, scales, layout.axis)
+    largest = int(max_pair_sum(codes, layout).max(initial=0))
+    return LayerWeight(codes, scales, float((scales / plain).mean()), largest)
+
+
+def mean_output_error(
+    weight: FloatArray, quantized: LayerWeight, layout: Layout, group: int, mean: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
+    """E[(Wq - W) x] per output channel, [N]: what subtracting from the bias takes out of the mean error.
+
+    mean: E[x] per input channel. group: groups of a Conv. Positions in the zero padding are counted like the others.
+    (Nagel et al. 2019, arXiv 1906.04721, section 4.2.)
+    """
+    difference = affine.dequantize_weight(quantized.codes, quantized.scales, layout.axis).astype(np.float64) - weight
+    if layout is Layout.ROWS:
+        return np.asarray(mean @ difference)
+    if layout is Layout.COLUMNS:
+        return np.asarray(difference @ mean)
+    summed = difference.reshape(*difference.shape[:2], -1).sum(axis=-1)
+    per_group = summed.reshape(group, summed.shape[0] // group, summed.shape[1])
+    return np.asarray(np.einsum("goc,gc->go", per_group, mean.reshape(group, -1)).reshape(-1))
