@@ -54,7 +54,7 @@ class Prune(Pass):
         changes: list[Change] = []
         skipped: list[Skip] = []
         for _ in range(_MOST_ROUNDS):
-            maps = _maps(model, context)
+            maps = axis_maps(model, context)
             plan = plan_lossless(maps, self.round_to)
             skipped = [Skip(where, reason) for where, reason in frozen_reasons(maps)]
             if not plan.removed:
@@ -65,7 +65,8 @@ class Prune(Pass):
         return PassResult(changes, skipped, _notes(maps))
 
 
-def _maps(model: Model, context: Context) -> AxisMaps:
+def axis_maps(model: Model, context: Context) -> AxisMaps:
+    """The axis maps of a model, put in order and with shapes inferred first."""
     model.normalize()
     sort_model(model)
     infer(model)

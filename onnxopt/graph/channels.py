@@ -62,7 +62,7 @@ def plan_lossless(maps: AxisMaps, round_to: int = 1) -> Plan:
     one channel; where `round_to` > 1, a multiple of it or all it had.
     """
     demands, present = _demands(maps)
-    held = _held(maps)
+    held = held_channels(maps)
     sites = [Counter(maps.channels.roots(site.channels).tolist()) for site in maps.sites]
     at: dict[int, list[int]] = {}
     for index, counter in enumerate(sites):
@@ -126,7 +126,7 @@ def _silent(reader: Reader) -> Mask:
     return np.asarray((weights == 0).all(axis=(1, 3))).reshape(-1)
 
 
-def _held(maps: AxisMaps) -> set[int]:
+def held_channels(maps: AxisMaps) -> set[int]:
     """Sets of channels that stay: frozen ones, and those that a product of two tensors needs."""
     held: set[int] = set()
     for channels, _, _ in maps.frozen:

@@ -154,7 +154,9 @@ def _product(maps: AxisMaps, one: Axis, other: Axis) -> Array:
 def _sum(maps: AxisMaps, first: Axis, one: Axis, other: Axis) -> Axis:
     """a u + b v = a (u + b/a v); where one term is zero the other stays as it is."""
     safe = np.where(one.scale == 0, 1, one.scale)
-    signal = maps.signals.classes(one.signal, other.signal, (other.scale / safe).astype(np.float32))
+    with np.errstate(over="ignore"):
+        ratio = (other.scale / safe).astype(np.float32)
+    signal = maps.signals.classes(one.signal, other.signal, ratio)
     signal = np.where(one.zero, other.signal, np.where(other.zero, one.signal, signal))
     return first.known(signal, np.where(one.zero, other.scale, one.scale))
 

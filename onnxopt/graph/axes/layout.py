@@ -153,6 +153,7 @@ def slice_(node: Node, maps: AxisMaps) -> None:
             maps.freeze_axis(read, label(node), "Slice with a step is not followed")
             result.pop(axis)
             continue
+        maps.settle(read)
         begin, stop, _ = slice(starts[place], ends[place]).indices(len(read))
         result[axis] = (read if len(axes) == 1 else result[axis]).take(slice(begin, max(begin, stop)))
         _follow_range(node, maps, read, place, begin, max(begin, stop), modern)
@@ -245,6 +246,7 @@ def gather(node: Node, maps: AxisMaps) -> None:
     elif read is not None and extra == 0:
         assert picked is not None
         index = np.array(picked, np.int64) % len(read)
+        maps.settle(read)
         result[along] = read.take(index)
         maps.on_cut(lambda keep: _renumber(node, read, index, keep))
     elif read is not None:
@@ -283,6 +285,8 @@ def shape_of(node: Node, maps: AxisMaps) -> None:
             return
         for axis in {index % rank for index in picked} & set(axes):
             maps.freeze_axis(axes[axis], label(node), "its length is used in arithmetic")
+    for read in axes.values():
+        maps.settle(read)
 
 
 @register("Pad")

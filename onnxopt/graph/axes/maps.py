@@ -2,7 +2,8 @@
 
 A rule reads the axes of the node's inputs and states those of its outputs; it says which parameters are cut with which
 axis, which weights read it, and what else must be rewritten when channels go. Operators without a rule freeze every
-channel they touch, with node and reason. `register` is open: a rule for another operator needs no change here.
+channel they touch, with node and reason, and so does an axis that a rule forgot. `register` is open: a rule for another
+operator needs no change here.
 """
 
 from __future__ import annotations
@@ -104,6 +105,7 @@ class AxisMaps:
     sites: list[Site] = field(default_factory=list)
     frozen: list[tuple[Ints, str, str]] = field(default_factory=list)
     rewrites: list[Callable[[Keep], None]] = field(default_factory=list)
+    _settled: list[Ints] = field(default_factory=list)
     _shared: dict[tuple[int, int], Ints] = field(default_factory=dict)
 
     @classmethod
@@ -122,8 +124,25 @@ class AxisMaps:
             rule = _RULES.get(node.kind)
             if rule is None:
                 self.freeze_node(node, f"no axis rule for {node.op}")
-            else:
-                rule(node, self)
+                continue
+            marks = len(self.readers), len(self.products), len(self.frozen), len(self._settled)
+            rule(node, self)
+            self._freeze_forgotten(node, marks)
+
+    def _freeze_forgotten(self, node: Node, marks: tuple[int, int, int, int]) -> None:
+        """Freeze every input axis that the node's rule neither passed on nor read, froze or settled."""
+        axes = [axis for tensor in node.inputs for axis in self.of(tensor).values()]
+        if not axes:
+            return
+        readers, products, frozen, settled = marks
+        accounted = [reader.read.channels for reader in self.readers[readers:]]
+        accounted += [product.channels for product in self.products[products:]]
+        accounted += [channels for channels, _, _ in self.frozen[frozen:]] + self._settled[settled:]
+        accounted += [axis.channels for tensor in node.outputs for axis in self.of(tensor).values()]
+        known = self.channels.roots(np.concatenate([np.zeros(0, np.int64), *accounted]))
+        for axis in axes:
+            if not np.isin(self.channels.roots(axis.channels), known).all():
+                self.freeze_axis(axis, label(node), f"{node.op} is not followed along this axis")
 
     # what rules read
 
@@ -169,6 +188,10 @@ class AxisMaps:
     def freeze_axis(self, axis: Axis, where: str, reason: str) -> None:
         """No channel of this axis may go."""
         self.frozen.append((axis.channels, where, reason))
+
+    def settle(self, axis: Axis) -> None:
+        """The node at hand needs nothing of this axis that does not follow a cut by itself."""
+        self._settled.append(axis.channels)
 
     def freeze_node(self, node: Node, reason: str) -> None:
         """No channel that reaches this node may go; its outputs start afresh. Bodies within are still walked."""

@@ -101,7 +101,7 @@ def _target_length(entry: _Entry, at: int, node: Node, inferred: Any) -> Any:
 
 
 def _align(before: list[Any], after: list[Any]) -> list[Segment] | None:
-    """Split both shapes into segments of equal size, from both ends; at most one pair of unknown axes may remain."""
+    """Split both shapes into segments of equal size, from both ends; None when what remains can't be matched."""
     left: list[Segment] = []
     low_b = low_a = 0
     high_b, high_a = len(before), len(after)
@@ -118,12 +118,20 @@ def _align(before: list[Any], after: list[Any]) -> list[Segment] | None:
         high_b, high_a = high_b - count_b, high_a - count_a
     rest_b, rest_a = before[low_b:high_b], after[low_a:high_a]
     middle = [Segment(tuple(range(low_b, high_b)), tuple(range(low_a, high_a)))] if rest_b or rest_a else []
-    one_each = len(rest_b) == 1 and len(rest_a) == 1
-    only_ones = all(dim == 1 for dim in (*rest_b, *rest_a))
-    if middle and not one_each and not only_ones:
-        # an unknown length among several: which positions go where can't be told
+    if middle and not _determined(rest_b, rest_a):
         return None
     return [*left, *middle, *reversed(right)]
+
+
+def _determined(before: list[Any], after: list[Any]) -> bool:
+    """Whether the positions of these axes correspond although not all lengths are known.
+
+    Either one axis (besides ones) stands on each side, which then have equal length, or all is known but one target.
+    """
+    long_b, long_a = [dim for dim in before if dim != 1], [dim for dim in after if dim != 1]
+    if len(long_b) <= 1 and len(long_a) <= 1:
+        return True
+    return all(isinstance(dim, int) for dim in before) and sum(not isinstance(dim, int) for dim in after) <= 1
 
 
 def _same(one: Any, other: Any) -> bool:

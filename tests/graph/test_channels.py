@@ -1,0 +1,101 @@
+"""The oracle: whole random sets of channels are zeroed, pruned away, and the outputs agree with the zeroed model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from onnxopt.graph.axes import AxisMaps
+from onnxopt.graph.channels import held_channels
+from onnxopt.model import Model, load
+from onnxopt.passbase import Context
+from onnxopt.passes.prune import Prune, axis_maps
+from tests.graph.topologies import TOPOLOGIES
+from tests.helpers import evaluate, random_feeds, run
+
+# what a zero channel becomes (sigmoid(0), a bias) is not zero: behind padding one of these stays to stand for the others
+CONSTANT_STAYS = {"joined": 1, "multiplied": 1, "normalized": 1}
+
+
+def context() -> Context:
+    return Context(evaluate=evaluate)
+
+
+def zero_random_sets(model: Model, maps: AxisMaps, share: float, seed: int) -> int:
+    """Zero the weights and biases that make a random choice of the removable sets; returns how many channels."""
+    rng = np.random.default_rng(seed)
+    held = held_channels(maps)
+    sets = sorted({root for site in maps.sites for root in maps.channels.roots(site.channels).tolist()} - held)
+    chosen = [root for root in sets if rng.random() < share]
+    count = 0
+    for site in maps.sites:
+        mask = np.isin(maps.channels.roots(site.channels), chosen)
+        count += int(mask.sum())
+        for parameter in maps.parameters:
+            if parameter.channels is site.channels and parameter.index < len(parameter.node.inputs):
+                constant = parameter.node.inputs[parameter.index]
+                values = np.array(constant.values)
+                np.moveaxis(values, parameter.axis, 0)[mask] = 0
+                constant.values = values
+    return count
+
+
+def removed_by(result: Any) -> int:
+    return sum(int(change.detail.split()[0]) for change in result.changes)
+
+
+def relative_error(expected: dict[str, Any], found: dict[str, Any]) -> float:
+    assert expected.keys() == found.keys()
+    assert all(expected[name].shape == found[name].shape for name in expected)
+    return max(float(np.abs(expected[n] - found[n]).max() / np.abs(expected[n]).max()) for n in expected)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_zeroed_channels_go_and_outputs_stay(name: str, seed: int) -> None:
+    model = load(TOPOLOGIES[name]())
+    zeroed = zero_random_sets(model, axis_maps(model, context()), 0.4, seed)
+    assert zeroed > 0
+    masked = model.to_proto()
+    result = Prune().run(model, context())
+    pruned = model.to_proto()
+    onnx.checker.check_model(pruned, full_check=True)
+    assert removed_by(result) >= zeroed - CONSTANT_STAYS.get(name, 0)
+    before, after = (sum(int(np.prod(t.dims)) for t in p.graph.initializer) for p in (masked, pruned))
+    assert after < before
+    for batch in (1, 3):
+        feeds = random_feeds(masked, seed, free=batch)
+        assert relative_error(run(masked, feeds), run(pruned, feeds)) < 1e-4
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_a_healthy_network_stays_as_it_is(name: str) -> None:
+    model = load(TOPOLOGIES[name]())
+    before = model.digest()
+    assert not Prune().run(model, context()).changes
+    assert model.digest() == before
+
+
+@pytest.mark.parametrize("name", TOPOLOGIES)
+def test_every_topology_has_channels_to_remove(name: str) -> None:
+    """Otherwise the oracle would pass by freezing everything."""
+    model = load(TOPOLOGIES[name]())
+    maps = axis_maps(model, context())
+    made = {root for site in maps.sites for root in maps.channels.roots(site.channels).tolist()}
+    assert len(made - held_channels(maps)) >= 8
+
+
+def test_a_cut_that_forgets_one_consumer_is_noticed() -> None:
+    """The oracle is no rubber stamp: a channel that is read is removed by force, and the outputs differ."""
+    from onnxopt.graph.channels import Plan, remove
+
+    model = load(TOPOLOGIES["plain"]())
+    feeds = random_feeds(model)
+    expected = run(model, feeds)
+    maps = axis_maps(model, context())
+    maps.readers.clear()
+    remove(maps, Plan({int(maps.sites[0].channels[0]): "dead"}, ()))
+    assert relative_error(expected, run(model, feeds)) > 1e-3
