@@ -1,0 +1,32 @@
+"""What a rewrite cost: outputs compared, tolerances, metrics and budgets."""
+
+from onnxopt.verification.budgets import BUDGETS, Budget, Measured, Verdict, judge, metric_names, parse, parse_all
+from onnxopt.verification.compare import Comparer, Comparison, OutputComparison, compare
+from onnxopt.verification.metrics import Metric, MetricChange, default_names, evaluate, measure
+from onnxopt.verification.outputs import RecordedOutputs
+from onnxopt.verification.tolerances import Failure, holds, rounding_tolerance, warnings
+
+__all__ = [
+    "BUDGETS",
+    "Budget",
+    "Comparer",
+    "Comparison",
+    "Failure",
+    "Measured",
+    "Metric",
+    "MetricChange",
+    "OutputComparison",
+    "RecordedOutputs",
+    "Verdict",
+    "compare",
+    "default_names",
+    "evaluate",
+    "holds",
+    "judge",
+    "measure",
+    "metric_names",
+    "parse",
+    "parse_all",
+    "rounding_tolerance",
+    "warnings",
+]
