@@ -1,0 +1,205 @@
+"""The Python face: optimize, compare, check, load. The command line goes through these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from onnx import ModelProto
+
+from onnxopt.errors import UsageError, did_you_mean
+from onnxopt.feeds import Images
+from onnxopt.model import Model
+from onnxopt.model import load as load_model
+from onnxopt.pipeline import (
+    Demands,
+    FeedsLike,
+    Inputs,
+    PassLike,
+    Progress,
+    Result,
+    Run,
+    Settings,
+    VerdictError,
+    check_output,
+    parse,
+    silent,
+)
+from onnxopt.pipeline import check as check_models
+from onnxopt.report import Report, check_paths, write
+from onnxopt.runtime import Session
+from onnxopt.target import TARGETS, Target, resolve
+from onnxopt.verification import Comparison, RecordedOutputs, parse_all
+from onnxopt.verification import compare as compare_outputs
+from onnxopt.verification.metrics import check_names
+
+__all__ = ["Result", "VerdictError", "check", "compare", "load", "optimize"]
+
+Source: TypeAlias = str | Path | ModelProto | Model
+
+
+def load(source: Source) -> Model:
+    """Load a model from a path or a ModelProto (which is not changed).
+
+    Raises UsageError for a missing path, ModelError for a file that is no valid or no safe ONNX model.
+    """
+    return load_model(source)
+
+
+def optimize(
+    model: Source,
+    passes: PassLike | Sequence[PassLike],
+    feeds: FeedsLike = None,
+    *,
+    evaluate: FeedsLike = None,
+    labels: str | Path | None = None,
+    evaluate_labels: str | Path | None = None,
+    images: Images | str | None = None,
+    samples: int | None = None,
+    metrics: str | Iterable[str] = (),
+    target: str | Target = "auto",
+    seed: int = 0,
+    threads: int = 1,
+    latency_seconds: float = 2.0,
+    on_error: str = "stop",
+    verify: bool = True,
+    require_data: bool = False,
+    output: str | Path | None = None,
+    force: bool = False,
+    keep_failed: bool = False,
+    dry_run: bool = False,
+    reports: str | Path | Iterable[str | Path] = (),
+    progress: Progress = silent,
+    **budgets: Any,
+) -> Result:
+    """Rewrite a model with passes, compare it with the original, hold it against budgets, and write it if it passes.
+
+    model: a path, ModelProto or Model; it is not changed. passes: "prune,int8", configured passes, or both in a list.
+    feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part.
+    output: where to write; None writes nothing. reports: files to write the report to, .json or .txt.
+    budgets: max_drop, min_sqnr, min_agreement, max_abs, max_relative, max_size, max_latency; see
+    `onnxopt.verification.budgets`.
+
+    Raises VerdictError (with the result) where a budget or the quality floor fails, unless keep_failed is set;
+    UsageError, ModelError, PassError, NothingCompared and LimitError as `onnxopt.errors` says. The output is written
+    last, and whole or not at all.
+    """
+    settings = Settings(
+        seed=seed,
+        threads=threads,
+        on_error=_choice("on_error", on_error, ("stop", "skip")),
+        verify=verify,
+        require_data=require_data,
+        latency_seconds=latency_seconds,
+        keep_failed=keep_failed,
+        dry_run=dry_run,
+    )
+    steps = parse(passes)
+    demands = _demands(budgets, metrics, settings)
+    chosen = _target(target)
+    report_paths = _report_paths(reports)
+    progress("loading", 0, 0)
+    reference = load(model)
+    source = Path(model) if isinstance(model, (str, Path)) else None
+    written = Path(output) if output is not None else None
+    if written is not None and not dry_run:
+        check_output(written, source, force)
+    inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
+    opened = inputs.open(reference, source)
+    run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, progress)
+    return run.execute()
+
+
+def check(
+    candidate: Source,
+    reference: Source,
+    feeds: FeedsLike = None,
+    budgets: Mapping[str, Any] | None = None,
+    *,
+    evaluate: FeedsLike = None,
+    labels: str | Path | None = None,
+    evaluate_labels: str | Path | None = None,
+    images: Images | str | None = None,
+    samples: int | None = None,
+    metrics: str | Iterable[str] = (),
+    seed: int = 0,
+    threads: int = 1,
+    latency_seconds: float = 2.0,
+    reports: str | Path | Iterable[str | Path] = (),
+    progress: Progress = silent,
+    **more_budgets: Any,
+) -> Report:
+    """Hold a candidate against a reference on real inputs; the report's verdict and exit_code are the answer.
+
+    feeds: all of them are compared, none is kept for calibration; a folder that is parted already gives its evaluate
+    part. budgets: kind -> limit, or as keywords; without one on quality, the quality floor is held.
+    Raises NothingCompared without real inputs, and UsageError, ModelError and LimitError as `onnxopt.errors` says.
+    """
+    settings = Settings(seed=seed, threads=threads, latency_seconds=latency_seconds)
+    demands = _demands({**(budgets or {}), **more_budgets}, metrics, settings)
+    report_paths = _report_paths(reports)
+    progress("loading", 0, 0)
+    models = load(candidate), load(reference)
+    paths = tuple(Path(item) if isinstance(item, (str, Path)) else None for item in (candidate, reference))
+    inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
+    split = inputs.open_whole(models[1], paths[1])
+    report = check_models(*models, split, demands, settings, paths=(paths[0], paths[1]), progress=progress)
+    for path in report_paths:
+        write(report, path)
+    return report
+
+
+def compare(
+    reference: Source,
+    candidate: Source,
+    feeds: FeedsLike = None,
+    *,
+    labels: str | Path | None = None,
+    images: Images | str | None = None,
+    seed: int = 0,
+    threads: int = 1,
+    progress: Progress = silent,
+) -> Comparison:
+    """Run both models on all feeds, optimized as they would be deployed, and measure every output.
+
+    Raises FeedError, ModelError or PassError when feeds can't be read, a model can't be loaded, or a run fails.
+    """
+    models = load(reference), load(candidate)
+    path = Path(reference) if isinstance(reference, (str, Path)) else None
+    split = Inputs(feeds, labels=labels, images=images, seed=seed).open_whole(models[0], path)
+    recorded = RecordedOutputs(Session(models[0], threads=threads), split.evaluate)
+    return compare_outputs(
+        recorded,
+        Session(models[1], threads=threads),
+        progress=lambda done, total: progress("comparing", done, total),
+    )
+
+
+def _demands(budgets: Mapping[str, Any], metrics: str | Iterable[str], settings: Settings) -> Demands:
+    names = [metrics] if isinstance(metrics, str) else list(metrics)
+    wanted = [part.strip() for name in names for part in name.split(",")]
+    check_names(wanted)
+    demands = Demands(tuple(parse_all(budgets)), tuple(wanted))
+    demands.check(settings)
+    return demands
+
+
+def _target(target: str | Target) -> Target:
+    try:
+        return resolve(target)
+    except ValueError as error:
+        hint = did_you_mean(str(target), ["auto", *TARGETS])
+        raise UsageError(f"unknown target {target!r}", hint) from error
+
+
+def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
+    if value not in choices:
+        raise UsageError(f"{name}: {value!r} is not among its values", f"use one of: {', '.join(choices)}")
+    return value
+
+
+def _report_paths(reports: str | Path | Iterable[str | Path]) -> list[Path]:
+    paths = [Path(path) for path in ([reports] if isinstance(reports, (str, Path)) else reports)]
+    check_paths(paths)
+    return paths

@@ -1,0 +1,13 @@
+"""The command line. Only click is imported here; everything else when a command needs it."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Entry point of the `onnxopt` command: run it and leave with its exit code."""
+    from onnxopt.cli.run import end_cleanly_when_terminated, run
+
+    end_cleanly_when_terminated()
+    sys.exit(run(sys.argv[1:]))

@@ -1,0 +1,5 @@
+"""`python -m onnxopt.cli`."""
+
+from onnxopt.cli import main
+
+main()

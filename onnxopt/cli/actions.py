@@ -1,0 +1,55 @@
+"""What `optimize` and `check` do with their words: call the Python face, show its report, give its exit code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from onnxopt import api
+from onnxopt.cli.terminal import show, spinner, tell
+from onnxopt.errors import OnnxoptError
+
+
+def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Optimize a file into a file, `<stem>.onnxopt.onnx` in the current folder unless said otherwise."""
+    target = output if output is not None else f"{Path(model).stem}.onnxopt.onnx"
+    with spinner(verbose, quiet) as progress:
+        try:
+            result = api.optimize(
+                Path(model), feeds=_or_none(settings.pop("data")), output=target, progress=progress, **_named(settings)
+            )
+        except api.VerdictError as error:
+            refused: OnnxoptError | None = error
+            result = error.result
+        else:
+            refused = None
+    show(result.report, verbose, quiet)
+    if refused is not None:
+        raise refused
+    if result.report.exit_code:
+        tell(result.report.reason, f"it was kept as {result.path}" if result.path else "loosen the budget")
+    return result.report.exit_code
+
+
+def check_file(candidate: str, reference: str, *, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Hold one file against another."""
+    with spinner(verbose, quiet) as progress:
+        report = api.check(
+            Path(candidate), Path(reference), _or_none(settings.pop("data")), progress=progress, **_named(settings)
+        )
+    show(report, verbose, quiet)
+    if report.exit_code:
+        tell(f"the candidate failed the check: {report.reason}", "see the report for what differs most")
+    return report.exit_code
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Options as keyword arguments: an empty tuple of a repeatable one means that it was not given."""
+    return {name: None if value == () and name in _OPTIONAL else value for name, value in settings.items()}
+
+
+_OPTIONAL = ("evaluate", "max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
+
+
+def _or_none(data: tuple[str, ...]) -> list[str] | None:
+    return list(data) or None

@@ -1,0 +1,102 @@
+"""The commands and their options; what they do is in onnxopt.api."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from onnxopt import __version__
+from onnxopt.cli.group import DefaultGroup, SectionCommand
+from onnxopt.cli.options import OUTPUT, RUN, budget_options, data_options, option, output_options, run_options
+
+_CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
+PASSES = "Passes"
+
+
+@click.group(cls=DefaultGroup, context_settings=_CONTEXT, invoke_without_command=True)
+@click.version_option(__version__, prog_name="onnxopt", message="%(prog)s %(version)s")
+@click.pass_context
+def root(context: click.Context) -> None:
+    """Make a trained ONNX model smaller and faster, and prove what it cost."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@root.command(cls=SectionCommand, short_help="Rewrite MODEL, compare, and write the result.")
+@click.argument("model", metavar="MODEL")
+@option(
+    "-p",
+    "--passes",
+    required=True,
+    metavar="LIST",
+    section=PASSES,
+    help="What to do, in order: prune,int8 or prune:ratio=0.3,int8. See: onnxopt passes",
+)
+@option("--target", default="auto", metavar="NAME", section=PASSES, help="Where it will run: auto, x86, arm64, ...")
+@option(
+    "--on-error",
+    type=click.Choice(["stop", "skip"]),
+    default="stop",
+    section=PASSES,
+    help="What a failing pass, always rolled back, does to the run. [stop]",
+)
+@data_options
+@budget_options
+@option("-o", "--output", metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.onnxopt.onnx]")
+@option("--force", is_flag=True, section=OUTPUT, help="Replace an existing output.")
+@option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx.")
+@option("--dry-run", is_flag=True, section=OUTPUT, help="Do all but write the model.")
+@output_options
+@run_options
+@option("--no-verify", is_flag=True, section=RUN, help="Compare nothing; the report says so.")
+def optimize(model: str, output: str | None, no_verify: bool, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Rewrite MODEL with passes, compare the result with it, and write the result if it keeps its promises.
+
+    Exit codes: 0 passed, 1 a budget or the quality floor failed, 2 wrong usage, 3 unreadable model, 4 a pass failed,
+    5 nothing compared, 6 a limit was reached, 130 interrupted.
+    """
+    from onnxopt.cli.actions import optimize_file
+
+    return optimize_file(model, output, verify=not no_verify, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command(cls=SectionCommand, short_help="Hold CANDIDATE against a reference; the exit code is the answer.")
+@click.argument("candidate", metavar="CANDIDATE")
+@option("--reference", required=True, metavar="MODEL", section="Models", help="The model to hold it against.")
+@data_options
+@budget_options
+@output_options
+@run_options
+def check(candidate: str, reference: str, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Hold CANDIDATE against a reference model on the same inputs, and against budgets.
+
+    Exit codes: 0 passed, 1 a budget or the quality floor failed, 2 wrong usage, 3 unreadable model, 5 nothing compared:
+    without real inputs there is no verdict.
+    """
+    from onnxopt.cli.actions import check_file
+
+    return check_file(candidate, reference, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command(short_help="List the passes, or show one with its options.")
+@click.argument("name", required=False, metavar="[NAME]")
+def passes(name: str | None) -> None:
+    """List the installed passes, or show the options of one: defaults, ranges, effect.
+
+    NAME may also be a pass of your own: ./my_pass.py:MyPass
+    """
+    from onnxopt.cli.passes import describe, overview
+
+    click.echo(describe(name) if name is not None else overview())
+
+
+@root.command(short_help="Print the completion script of a shell.")
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of SHELL. For bash, in ~/.bashrc: eval "$(onnxopt completion bash)" ."""
+    from click.shell_completion import get_completion_class
+
+    made = get_completion_class(shell)
+    assert made is not None
+    click.echo(made(root, {}, "onnxopt", "_ONNXOPT_COMPLETE").source())

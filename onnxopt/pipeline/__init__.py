@@ -1,0 +1,28 @@
+"""From a pass list to a verdict: parse, prepare, run, prove or roll back, compare, judge, write."""
+
+from onnxopt.pipeline.check import check
+from onnxopt.pipeline.final import Demands
+from onnxopt.pipeline.grammar import PassLike, Step, canonical, parse
+from onnxopt.pipeline.inputs import FeedsLike, Inputs
+from onnxopt.pipeline.optimize import Run
+from onnxopt.pipeline.output import check_output
+from onnxopt.pipeline.result import Result, VerdictError
+from onnxopt.pipeline.settings import Progress, Settings, silent
+
+__all__ = [
+    "Demands",
+    "FeedsLike",
+    "Inputs",
+    "PassLike",
+    "Progress",
+    "Result",
+    "Run",
+    "Settings",
+    "Step",
+    "VerdictError",
+    "canonical",
+    "check",
+    "check_output",
+    "parse",
+    "silent",
+]

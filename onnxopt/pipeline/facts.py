@@ -1,0 +1,106 @@
+"""Facts about a model for the report: sizes, counts, versions."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+import onnxopt
+from onnxopt.feeds import Split
+from onnxopt.model import Model
+from onnxopt.model.files import INLINE_LIMIT, tensors_of
+from onnxopt.report import FeedFacts, ModelFacts
+
+_CHUNK = 1 << 22
+_COMPRESS_UP_TO = 256 << 20
+
+
+def facts(model: Model, path: Path | None = None) -> ModelFacts:
+    """Facts about a model; with `path`, about the file there, of which `model` is the content."""
+    if path is not None:
+        files = [path, *sidecars(path)]
+        size = sum(file.stat().st_size for file in files)
+        sha256, compressed = _digest(_read(path)), _compressed(size, list(map(_read, files)))
+    elif model.nbytes() <= INLINE_LIMIT:
+        raw = model.to_proto().SerializeToString()
+        size, sha256 = len(raw), hashlib.sha256(raw).hexdigest()
+        compressed = _compressed(size, [iter([raw])])
+    else:
+        # an estimate that leaves out the padding of the sidecar
+        size, sha256, compressed = model.skeleton()[0].ByteSize() + model.nbytes(), None, None
+    return ModelFacts(
+        path=str(path) if path is not None else None,
+        sha256=sha256,
+        file_bytes=size,
+        compressed_bytes=compressed,
+        parameters=model.parameters(),
+        nodes=model.node_count(),
+        opset=model.opset,
+        ir_version=model.ir_version,
+    )
+
+
+def feed_facts(split: Split) -> FeedFacts:
+    """What the feeds are and how many serve which purpose."""
+    counts = f"{len(split.fit)} samples to fit, {len(split.select)} to select, {len(split.evaluate)} to evaluate"
+    return FeedFacts(
+        note="; ".join(filter(None, (split.note, counts))),
+        synthetic=split.synthetic,
+        fit=len(split.fit),
+        select=len(split.select),
+        evaluate=len(split.evaluate),
+        fingerprint=split.evaluate.fingerprint,
+    )
+
+
+def versions() -> dict[str, str]:
+    """Versions of what has a say in the result."""
+    return {
+        "onnxopt": onnxopt.__version__,
+        "onnx": str(onnx.__version__),
+        "onnxruntime": str(onnxruntime.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def sidecars(path: Path) -> list[Path]:
+    """The files beside a model that hold its external data."""
+    proto = onnx.load(str(path), load_external_data=False)
+    names = {
+        entry.value
+        for tensor in tensors_of(proto)
+        if tensor.data_location == onnx.TensorProto.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    return [file for name in sorted(names) if (file := path.parent / name).is_file()]
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _digest(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _compressed(size: int, sources: list[Iterator[bytes]]) -> int | None:
+    """Bytes after zlib level 1, None for what would take seconds."""
+    if size > _COMPRESS_UP_TO:
+        return None
+    packer = zlib.compressobj(1)
+    total = sum(len(packer.compress(chunk)) for source in sources for chunk in source)
+    return total + len(packer.flush())

@@ -1,0 +1,157 @@
+"""The last word: result against original on evaluation feeds, in the setting it will run in, and the budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from onnxopt.errors import FeedError, NothingCompared, UsageError
+from onnxopt.feeds import Feeds
+from onnxopt.pipeline.figures import budget_figures, comparison_figures, latency_figures, metric_figures
+from onnxopt.pipeline.settings import Progress, Settings, silent
+from onnxopt.pipeline.stages import hard, without
+from onnxopt.report import BudgetFigures, ComparisonFigures, LatencyFigures, MetricFigures
+from onnxopt.runtime import Session
+from onnxopt.runtime.latency import Latency, measure
+from onnxopt.verification import (
+    Budget,
+    Measured,
+    MetricChange,
+    RecordedOutputs,
+    compare,
+    default_names,
+    evaluate,
+    holds,
+    judge,
+    metric_names,
+    warnings,
+)
+
+# budgets that say what the user means by good enough, in place of the quality floor
+_QUALITY = ("max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
+RULES = {"exact": "every bit equal", "rounding": "rounding tolerance", "lossy": "quality floor"}
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What the user wants to know and to hold. metrics: names to measure besides those that budgets need."""
+
+    budgets: tuple[Budget, ...] = ()
+    metrics: tuple[str, ...] = ()
+
+    @property
+    def quality(self) -> bool:
+        """Whether a budget on outputs or metrics stands in place of the quality floor."""
+        return any(budget.kind in _QUALITY for budget in self.budgets)
+
+    @property
+    def wanted_metrics(self) -> list[str]:
+        """Every metric to measure, once."""
+        return list(dict.fromkeys((*self.metrics, *metric_names(self.budgets))))
+
+    def check(self, settings: Settings) -> None:
+        """Refuse budgets that can't be measured in these settings. Raises UsageError."""
+        timed = any(budget.kind == "max_latency" for budget in self.budgets)
+        if timed and settings.latency_seconds == 0:
+            raise UsageError("max_latency is given, but timing is off", "leave out --latency-seconds 0")
+        if self.quality and not settings.verify:
+            raise UsageError("a budget on quality is given, but nothing is compared", "leave out --no-verify")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the comparison found, for the report. problems: why the run fails, empty where it passes."""
+
+    comparison: ComparisonFigures | None = None
+    metrics: tuple[MetricFigures, ...] = ()
+    latency: LatencyFigures | None = None
+    budgets: tuple[BudgetFigures, ...] = ()
+    problems: tuple[str, ...] = ()
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The two models of the final comparison, as they will run, and the sizes of their files in bytes."""
+
+    reference: Session
+    candidate: Session
+    sizes: tuple[int, int]
+
+
+def conclude(
+    pair: Pair,
+    feeds: Feeds,
+    demands: Demands,
+    settings: Settings,
+    *,
+    rule: str,
+    compute_dtype: str | None = None,
+    random: frozenset[str] = frozenset(),
+    progress: Progress = silent,
+) -> Findings:
+    """Compare on all feeds, measure metrics and latency, and judge the budgets.
+
+    rule: "rounding" or "lossy", what the outputs are held to. random: outputs that are not compared. Raises
+    NothingCompared when no output is left, FeedError when labels don't fit.
+    """
+    reference = RecordedOutputs(pair.reference, feeds, progress=_told(progress, "running the original"))
+    candidate = RecordedOutputs(pair.candidate, feeds, progress=_told(progress, "running the result"))
+    comparison = without(compare(reference, candidate), random)
+    if not comparison.outputs and not comparison.missing:
+        raise NothingCompared(
+            "no output could be compared: all are random from run to run",
+            "add --no-verify to accept the result unproven",
+        )
+    metrics = _metrics(demands, reference, candidate)
+    latency = _latency(pair, feeds, settings, progress)
+    verdicts = judge(demands.budgets, Measured(comparison, metrics, pair.sizes, latency))
+    failures = holds(comparison, rule, compute_dtype=compute_dtype)
+    told = warnings(comparison)
+    if demands.quality:
+        kept = hard(failures)
+        told += [f"{failure.reason}; the budgets given decide" for failure in failures if failure not in kept]
+        failures = kept
+    figures = budget_figures(verdicts, demands.budgets)
+    broken = [
+        f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed
+    ]
+    return Findings(
+        comparison=comparison_figures(comparison, "the original", RULES[rule], failures),
+        metrics=metric_figures(metrics, len(feeds)),
+        latency=latency_figures(latency, settings.threads) if latency is not None else None,
+        budgets=figures,
+        problems=(*(failure.reason for failure in failures), *broken),
+        warnings=told,
+    )
+
+
+def judge_sizes(sizes: tuple[int, int], demands: Demands) -> Findings:
+    """The budgets alone, where nothing is compared."""
+    figures = budget_figures(judge(demands.budgets, Measured(sizes=sizes)), demands.budgets)
+    broken = [
+        f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed
+    ]
+    return Findings(budgets=figures, problems=tuple(broken))
+
+
+def _metrics(demands: Demands, reference: RecordedOutputs, candidate: RecordedOutputs) -> dict[str, MetricChange]:
+    wanted = demands.wanted_metrics
+    if wanted:
+        return evaluate(wanted, reference, candidate)
+    try:
+        return evaluate(default_names(reference), reference, candidate)
+    except FeedError:
+        # nobody asked for it: labels that fit no metric are no reason to fail
+        return {}
+
+
+def _latency(pair: Pair, feeds: Feeds, settings: Settings, progress: Progress) -> Latency | None:
+    if settings.latency_seconds == 0:
+        return None
+    progress("timing both models", 0, 0)
+    return measure(pair.reference, pair.candidate, feeds, seconds=settings.latency_seconds, seed=settings.seed)
+
+
+def _told(progress: Progress, what: str) -> Callable[[int, int], None]:
+    return lambda done, total: progress(what, done, total)

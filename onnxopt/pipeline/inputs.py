@@ -1,0 +1,89 @@
+"""From what the user names as inputs to feeds for a run or a check."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+from onnxopt.feeds import Data, Feeds, Images, Split, open_feeds
+from onnxopt.model import Model
+from onnxopt.runtime import Session
+
+# one source of feeds, several, feeds parted already, or None: what lies beside the model, else synthetic inputs
+FeedsLike: TypeAlias = Data | Sequence[Data] | Split | None
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where inputs come from. samples: at most so many of each part."""
+
+    feeds: FeedsLike = None
+    evaluate: FeedsLike = None
+    labels: str | Path | None = None
+    evaluate_labels: str | Path | None = None
+    images: Images | str | None = None
+    samples: int | None = None
+    seed: int = 0
+
+    def open(self, model: Model, path: Path | None) -> Split:
+        """Feeds in three parts: to calibrate, to choose, to judge. Raises what `open_feeds` does."""
+        if isinstance(self.feeds, Split):
+            return self._limited(self.feeds)
+        return self._open(model, path, _sources(self.feeds), _sources(self.evaluate), self.evaluate_labels)
+
+    def open_whole(self, model: Model, path: Path | None) -> Split:
+        """Feeds of which none is kept for calibration: all that are named evaluate, of a parted folder that part."""
+        if isinstance(self.feeds, Split):
+            return self._limited(self.feeds)
+        given, final = _sources(self.feeds), _sources(self.evaluate)
+        labels = self.evaluate_labels
+        if given and not final and not _is_parted(given):
+            # read twice: a source that can be walked only once would be empty the second time
+            given = [item if isinstance(item, (str, Path, Feeds, Sequence)) else list(item) for item in given]
+            final, labels = given, self.labels
+        return self._open(model, path, given, final, labels)
+
+    def _open(
+        self, model: Model, path: Path | None, given: list[Data], final: list[Data], labels: str | Path | None
+    ) -> Split:
+        split = open_feeds(
+            given,
+            Session(model, optimize=False).inputs,
+            evaluate=final,
+            labels=self.labels,
+            evaluate_labels=labels,
+            model_path=path,
+            preprocessing=self.images,
+            seed=self.seed,
+        )
+        return self._limited(split)
+
+    def _limited(self, split: Split) -> Split:
+        if self.samples is None:
+            return split
+        parts = [part.take(self.samples) for part in (split.fit, split.select, split.evaluate)]
+        return Split(parts[0], parts[1], parts[2], split.note, split.synthetic)
+
+
+def _sources(feeds: FeedsLike) -> list[Data]:
+    """What was named, as a list of sources. A sequence of mappings is one source."""
+    if feeds is None:
+        return []
+    if isinstance(feeds, Split):
+        return [feeds.evaluate]
+    if isinstance(feeds, (str, Path, Feeds)) or not isinstance(feeds, Sequence):
+        return [feeds]
+    items = cast(Sequence[Any], feeds)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return [items]
+    return list(items)
+
+
+def _is_parted(sources: list[Data]) -> bool:
+    """Whether it is one folder that holds its parts by name."""
+    if len(sources) != 1 or not isinstance(sources[0], (str, Path)) or not Path(sources[0]).is_dir():
+        return False
+    folder = Path(sources[0])
+    return all(any((folder / name).exists() for name in (part, f"{part}.npz")) for part in ("fit", "evaluate"))

@@ -1,0 +1,204 @@
+"""One run from original to verdict: passes, final comparison, budgets, report, and only then the file."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from onnxopt.errors import NothingCompared, OnnxoptError
+from onnxopt.feeds import Split
+from onnxopt.model import Model
+from onnxopt.passbase import Effect
+from onnxopt.pipeline import output as files
+from onnxopt.pipeline.facts import facts, feed_facts, versions
+from onnxopt.pipeline.final import Demands, Findings, Pair, conclude, judge_sizes
+from onnxopt.pipeline.grammar import Step, canonical
+from onnxopt.pipeline.passes import Runner
+from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
+from onnxopt.pipeline.result import Result, VerdictError
+from onnxopt.pipeline.settings import Progress, Settings, silent
+from onnxopt.pipeline.stages import Stages
+from onnxopt.report import ErrorFacts, ModelFacts, PassRecord, Report, Status, Verdict, write
+from onnxopt.runtime import Session
+from onnxopt.target import Target
+
+# the saved file is proven on this many feeds
+SAVED_FEEDS = 2
+
+
+@dataclass
+class Run:
+    """One run of a pipeline. Everything is opened and checked already; `execute` does the work.
+
+    reference: the original, never changed. source: its file, None for a model that came as a proto.
+    """
+
+    reference: Model
+    source: Path | None
+    steps: Sequence[Step]
+    split: Split
+    target: Target
+    demands: Demands
+    settings: Settings
+    output: Path | None = None
+    reports: Sequence[Path] = ()
+    progress: Progress = silent
+    started: float = field(default_factory=time.perf_counter)
+
+    def execute(self) -> Result:
+        """Run the passes and judge the result; write it where it passes.
+
+        Raises VerdictError where a budget or the quality floor fails (with keep_failed the result is returned instead),
+        PassError where a pass fails and on_error is "stop", NothingCompared, ModelError. The reports are written even
+        then.
+        """
+        if self.settings.require_data and self.split.synthetic:
+            raise NothingCompared("there are no real inputs to compare on", "give them with --data")
+        original = facts(self.reference, self.source)
+        model = self.reference.clone().model
+        stages = self._stages()
+        runner = Runner(model, self.reference, self.split, self.settings, self.target, stages, self.progress)
+        try:
+            runner.run(with_prepared(self.steps))
+            findings = self._conclude(model, original, runner.records, stages)
+        except OnnxoptError as error:
+            self._write_reports(self._failure(original, runner.records, error))
+            raise
+        result = self._finish(model, original, runner.records, stages, findings)
+        self._write_reports(result.report)
+        if result.report.verdict is Verdict.FAILED and not self.settings.keep_failed:
+            raise VerdictError(
+                f"the result was refused: {result.report.reason}",
+                "loosen the budget or choose milder passes; --keep-failed writes the result under another name",
+                result,
+            )
+        return result
+
+    def _stages(self) -> Stages | None:
+        if not self.settings.verify:
+            return None
+        self.progress("running the original", 0, 0)
+        return Stages(self.reference, self.split.select, floor=not self.demands.quality)
+
+    def _conclude(
+        self, model: Model, original: ModelFacts, records: Sequence[PassRecord], stages: Stages | None
+    ) -> Findings:
+        if not _changed(records) and not self.demands.budgets and not self.demands.metrics:
+            return Findings()
+        sizes = (original.file_bytes, facts(model).file_bytes)
+        if stages is None:
+            return judge_sizes(sizes, self.demands)
+        threads = self.settings.threads
+        pair = Pair(Session(self.reference, threads=threads), Session(model, threads=threads), sizes)
+        return conclude(
+            pair,
+            self.split.evaluate,
+            self.demands,
+            self.settings,
+            rule=self._rule(records),
+            compute_dtype=stages.compute_dtype,
+            random=stages.random,
+            progress=self.progress,
+        )
+
+    def _rule(self, records: Sequence[PassRecord]) -> str:
+        """What the outputs of the optimized sessions are held to.
+
+        The runtime's own fusions re-associate, so an exact pass is held to rounding here. In an original that is
+        quantized already the last bit of a float may flip a quantization step: there only the floor can be held.
+        """
+        lossy = any(record.effect == Effect.LOSSY.value for record in records if record.status is Status.CHANGED)
+        return "lossy" if lossy or quantized_nodes(self.reference) else "rounding"
+
+    def _finish(
+        self,
+        model: Model,
+        original: ModelFacts,
+        records: Sequence[PassRecord],
+        stages: Stages | None,
+        findings: Findings,
+    ) -> Result:
+        verdict, reason = self._verdict(records, findings)
+        failed = verdict is Verdict.FAILED
+        path = self.output
+        if failed and path is not None:
+            path = files.failed_path(path) if self.settings.keep_failed else None
+        if self.settings.dry_run:
+            path = None
+        if path is not None:
+            self.progress("writing", 0, 0)
+            self._save(model, path, stages)
+        report = replace(
+            self._report(original, records, verdict, reason, 1 if failed else 0),
+            candidate=facts(model, path),
+            comparison=findings.comparison,
+            metrics=findings.metrics,
+            latency=findings.latency,
+            budgets=findings.budgets,
+            warnings=self._warnings(records, stages, findings),
+        )
+        return Result(model, report, path)
+
+    def _save(self, model: Model, path: Path, stages: Stages | None) -> None:
+        samples = list(self.split.evaluate.take(SAVED_FEEDS)) if stages is not None else []
+        files.save(
+            model,
+            path,
+            samples,
+            threads=self.settings.threads,
+            timeout=self.settings.timeout,
+            skip=stages.random if stages is not None else frozenset(),
+        )
+
+    def _verdict(self, records: Sequence[PassRecord], findings: Findings) -> tuple[Verdict, str]:
+        if findings.problems:
+            more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
+            return Verdict.FAILED, findings.problems[0] + more
+        if not _changed(records):
+            return Verdict.UNCHANGED, "no pass found anything to do"
+        if not self.settings.verify:
+            return Verdict.NOT_VERIFIED, "nothing was compared (--no-verify)"
+        if self.split.synthetic:
+            return Verdict.SYNTHETIC, "real ones (--data) say more"
+        return Verdict.PASSED, ""
+
+    def _warnings(self, records: Sequence[PassRecord], stages: Stages | None, findings: Findings) -> tuple[str, ...]:
+        told = list(stages.warnings) if stages is not None else ["nothing was compared: the result is unproven"]
+        told += [f"left out: {record.error.cause}" for record in records if record.error is not None]
+        return tuple(told + findings.warnings)
+
+    def _report(
+        self, original: ModelFacts, records: Sequence[PassRecord], verdict: Verdict, reason: str, exit_code: int
+    ) -> Report:
+        return Report(
+            command="optimize",
+            versions=versions(),
+            reference=original,
+            candidate=None,
+            verdict=verdict,
+            reason=reason,
+            exit_code=exit_code,
+            passes_text=canonical(self.steps),
+            target=self.target.name,
+            seed=self.settings.seed,
+            threads=self.settings.threads,
+            passes=tuple(records),
+            feeds=feed_facts(self.split),
+            seconds=time.perf_counter() - self.started,
+        )
+
+    def _failure(self, original: ModelFacts, records: Sequence[PassRecord], error: OnnxoptError) -> Report:
+        inconclusive = isinstance(error, NothingCompared)
+        verdict = Verdict.INCONCLUSIVE if inconclusive else Verdict.ERROR
+        report = self._report(original, records, verdict, error.cause, error.exit_code)
+        return replace(report, error=ErrorFacts(error.cause, error.remedy))
+
+    def _write_reports(self, report: Report) -> None:
+        for path in self.reports:
+            write(report, path)
+
+
+def _changed(records: Sequence[PassRecord]) -> bool:
+    return any(record.status is Status.CHANGED for record in records)

@@ -1,0 +1,169 @@
+"""Run passes one after the other: gather statistics, rewrite, prove, or roll back."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxopt.calibration import Statistics, collect
+from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
+from onnxopt.feeds import Split
+from onnxopt.model import Model, Snapshot
+from onnxopt.passbase import Context, PassResult
+from onnxopt.pipeline.grammar import Step
+from onnxopt.pipeline.prepare import check_order, quantized_nodes
+from onnxopt.pipeline.settings import Progress, Settings, silent
+from onnxopt.pipeline.stages import Stages
+from onnxopt.report import ComparisonFigures, ErrorFacts, PassRecord, Status
+from onnxopt.runtime import Session
+from onnxopt.target import Target
+
+
+@dataclass
+class Runner:
+    """Runs the passes of one pipeline over one model. `records` grows by one with every pass, failed ones included.
+
+    model: rewritten in place. reference: the original, left alone. stages: None where nothing is verified.
+    """
+
+    model: Model
+    reference: Model
+    split: Split
+    settings: Settings
+    target: Target
+    stages: Stages | None
+    progress: Progress = silent
+    records: list[PassRecord] = field(default_factory=list)
+
+    def run(self, steps: Sequence[Step]) -> None:
+        """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
+        quantized_before = quantized_nodes(self.reference)
+        for number, step in enumerate(steps):
+            self.progress(f"pass {step.source}", number, len(steps))
+            try:
+                self._run_one(step, quantized_before)
+            except OnnxoptError:
+                if self.settings.on_error != "skip":
+                    raise
+
+    def _run_one(self, step: Step, quantized_before: int) -> None:
+        before = self.model.snapshot()
+        counts = (self.model.node_count(), self.model.parameters())
+        started = time.perf_counter()
+        result, comparison = PassResult(), None
+        seconds = 0.0
+        try:
+            check_order(step, self.model, quantized_before)
+            result = self._rewrite(step)
+            seconds = time.perf_counter() - started
+            modified = _digest(self.model.snapshot()) != _digest(before)
+            if modified and self.stages is not None:
+                comparison = self.stages.prove(self.model, step)
+        except Exception as error:
+            self.model.restore(before)
+            told = _told(step, error)
+            seconds = seconds or time.perf_counter() - started
+            verify_seconds = time.perf_counter() - started - seconds
+            failed = _record(step, Status.FAILED, result, counts, self.model, (seconds, verify_seconds), None)
+            self.records.append(_with_error(failed, told))
+            raise told from error
+        verify_seconds = time.perf_counter() - started - seconds
+        status = Status.CHANGED if modified else Status.UNCHANGED
+        times = (seconds, verify_seconds)
+        self.records.append(_record(step, status, result, counts, self.model, times, comparison))
+
+    def _rewrite(self, step: Step) -> PassResult:
+        context = Context(
+            reference=self.reference,
+            statistics=self._statistics(step),
+            target=self.target,
+            seed=self.settings.seed,
+            evaluate=evaluate,
+            progress=lambda done, total: self.progress(f"pass {step.source}", done, total),
+        )
+        result = step.pass_.run(self.model, context)
+        if not isinstance(result, PassResult):
+            raise PassError(
+                f"its run returned {type(result).__name__}, not a PassResult", "return PassResult(changes, skipped)"
+            )
+        self.model.normalize()
+        return result
+
+    def _statistics(self, step: Step) -> Statistics | None:
+        requests = step.pass_.needs(self.model)
+        if requests is None or self.split.synthetic:
+            return None
+        what = f"statistics for {step.source}"
+        return collect(
+            self.model,
+            requests,
+            self.split.fit,
+            threads=self.settings.threads,
+            progress=lambda done, total: self.progress(what, done, total),
+        )
+
+
+def evaluate(proto: ModelProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:
+    """Values of a small model's outputs from onnxruntime, unoptimized, one thread."""
+    session = Session(proto.SerializeToString(), optimize=False, threads=1, name="a part of the model")
+    return list(session.run(inputs).values())
+
+
+def _digest(snapshot: Snapshot) -> bytes:
+    return hashlib.sha256(snapshot.skeleton).digest()
+
+
+def _told(step: Step, error: Exception) -> OnnxoptError:
+    """The error with the pass named in front. Usage and limits keep their exit codes, the rest is PassError."""
+    name = f"pass {step.source!r}"
+    if isinstance(error, OnnxoptError):
+        kind = type(error) if isinstance(error, (UsageError, LimitError)) else PassError
+        cause = error.cause if error.cause.startswith(name) else f"{name}: {error.cause}"
+        return kind(cause, error.remedy)
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError):
+        return LimitError(f"{name}: memory ran out", "free memory, use fewer feeds, or a smaller model")
+    return PassError(
+        f"{name} failed: {type(error).__name__}: {text}",
+        "the model was rolled back; leave the pass out, go on without it by --on-error skip, or see -vv",
+    )
+
+
+def _with_error(record: PassRecord, error: OnnxoptError) -> PassRecord:
+    from dataclasses import replace
+
+    return replace(record, error=ErrorFacts(error.cause, error.remedy), changes=(), notes=())
+
+
+def _record(
+    step: Step,
+    status: Status,
+    result: PassResult,
+    counts: tuple[int, int],
+    model: Model,
+    times: tuple[float, float],
+    comparison: ComparisonFigures | None,
+) -> PassRecord:
+    return PassRecord(
+        name=step.pass_.name or step.source,
+        text=str(step),
+        effect=step.pass_.effect.value,
+        status=status,
+        inserted_for=step.inserted_for,
+        changes=tuple(result.changes) if status is Status.CHANGED else (),
+        skipped=tuple(result.skipped),
+        notes=tuple(result.notes),
+        nodes_before=counts[0],
+        nodes_after=model.node_count(),
+        parameters_before=counts[1],
+        parameters_after=model.parameters(),
+        seconds=times[0],
+        verify_seconds=times[1],
+        comparison=comparison,
+    )

@@ -1,0 +1,65 @@
+"""Which passes run, in which order, and which order is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onnxopt.errors import UsageError
+from onnxopt.model import Model
+from onnxopt.passbase import Effect, Pass, lookup
+from onnxopt.pipeline.grammar import Step
+
+# Operators that compute on integers in place of floats, or convert between the two.
+_QUANTIZED = frozenset(
+    {
+        "ConvInteger",
+        "DequantizeLinear",
+        "DynamicQuantizeLinear",
+        "DynamicQuantizeMatMul",
+        "MatMulInteger",
+        "MatMulIntegerToFloat",
+        "MatMulNBits",
+        "QGemm",
+        "QLinearConv",
+        "QLinearMatMul",
+        "QuantizeLinear",
+    }
+)
+
+
+def with_prepared(steps: Sequence[Step]) -> list[Step]:
+    """The steps with the passes that they name in `prepare` inserted before them, each at most once in the list."""
+    done: list[Step] = []
+    for step in steps:
+        for name in _wanted(step.pass_, {step.source}):
+            if all(name not in (earlier.source, earlier.pass_.name) for earlier in done):
+                done.append(Step(lookup(name)(), name, inserted_for=step.source))
+        done.append(step)
+    return done
+
+
+def _wanted(pass_: Pass, above: set[str]) -> list[str]:
+    """Names in `prepare`, each after those that it wants itself. `above` guards against circles."""
+    found: list[str] = []
+    for name in pass_.prepare:
+        if name not in above:
+            found += [*_wanted(lookup(name)(), above | {name}), name]
+    return list(dict.fromkeys(found))
+
+
+def quantized_nodes(model: Model) -> int:
+    """How many nodes compute on quantized values or convert to or from them, in all bodies."""
+    return sum(node.op in _QUANTIZED for body in model.bodies() for node in body.nodes)
+
+
+def check_order(step: Step, model: Model, quantized_before: int) -> None:
+    """Refuse a rounding pass on a model that an earlier pass has quantized.
+
+    A change in the last bit before a QuantizeLinear may flip a whole quantization step, so the promise of `rounding`
+    can't be held there. quantized_before: `quantized_nodes` of the original. Raises UsageError.
+    """
+    if step.pass_.effect is Effect.ROUNDING and quantized_nodes(model) > quantized_before:
+        raise UsageError(
+            f"pass {step.source!r} re-orders float arithmetic and stands after a pass that quantized the model",
+            f"put {step.source} before the quantizing pass in --passes",
+        )

@@ -1,0 +1,82 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import math
+
+from onnxopt.report.record import LatencyFigures, MetricFigures
+
+
+def count(number: int) -> str:
+    """1,468,055."""
+    return f"{number:,}"
+
+
+def size(number: int) -> str:
+    """Bytes in decimal units, as file managers and data sheets count them: 1.47 MB."""
+    value = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            break
+        value /= 1000
+    return f"{number} B" if unit == "B" else f"{value:.{2 if value < 100 else 1}f} {unit}"
+
+
+def change(before: int, after: int) -> str:
+    """The relative change in percent: -74.1 %; empty where there was nothing."""
+    if before == after:
+        return "same"
+    return f"{(after - before) / before * 100:+.1f} %" if before else "new"
+
+
+def milliseconds(value: float) -> str:
+    """Three significant digits: 1.23 ms, 0.0456 ms."""
+    digits = 3 - 1 - (math.floor(math.log10(value)) if value > 0 else 0)
+    return f"{value:.{max(digits, 0)}f} ms"
+
+
+def ratio(latency: LatencyFigures) -> str:
+    """The candidate's share of the original's time: 0.53 x."""
+    return f"{latency.ratio:.2f} x"
+
+
+def metric(figures: MetricFigures, value: float) -> str:
+    """A metric's value: shares in percent, others with four significant digits."""
+    return f"{value * 100:.2f} %" if figures.share and math.isfinite(value) else f"{value:.4g}"
+
+
+def drop(figures: MetricFigures) -> str:
+    """The signed change of a metric from the original to the candidate: -0.14 pt."""
+    difference = figures.candidate - figures.reference
+    if difference == 0:
+        return "same"
+    return f"{difference * 100:+.2f} pt" if figures.share else f"{difference:+.3g}"
+
+
+def decibels(value: float | None) -> str:
+    """28.4 dB; "exact" for an infinite ratio, where not one bit differs."""
+    if value is None:
+        return ""
+    return "exact" if value == math.inf else f"{value:.1f} dB"
+
+
+def share(value: float | None) -> str:
+    """A share in percent, never rounded up to 100 %."""
+    if value is None:
+        return ""
+    return "100 %" if value == 1 else f"{math.floor(value * 10000) / 100:.2f} %"
+
+
+def figure(value: float | None, form: str) -> str:
+    """A number in the given format, zero as 0, nothing for None."""
+    if value is None:
+        return ""
+    return "0" if value == 0 else f"{value:{form}}"
+
+
+def shortened(text: str, width: int) -> str:
+    """A name cut in the middle, where names differ least."""
+    if len(text) <= width:
+        return text
+    head = (width - 3) // 2
+    return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"

@@ -1,0 +1,222 @@
+"""Everything one run knows, as data. Text and JSON are views of it.
+
+Units: bytes, seconds unless a name says ms, decibels for SQNR, shares from 0 to 1 for agreement.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+
+from onnxopt.passbase import Change, Skip
+
+SCHEMA_VERSION = "1"
+
+
+@enum.unique
+class Verdict(enum.Enum):
+    """What a run concludes, in the words that its report ends with."""
+
+    PASSED = "passed"
+    SYNTHETIC = "passed on synthetic inputs"
+    UNCHANGED = "unchanged"
+    NOT_VERIFIED = "not verified"
+    FAILED = "failed"
+    INCONCLUSIVE = "inconclusive"
+    ERROR = "error"
+
+
+@enum.unique
+class Status(enum.Enum):
+    """What became of one pass of the pipeline."""
+
+    CHANGED = "changed"
+    UNCHANGED = "unchanged"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """One model as it lies on disk or would lie there. sha256: of the model file, without sidecars.
+
+    file_bytes: the file and its sidecars. compressed_bytes: the same after zlib level 1, None above 256 MiB.
+    """
+
+    path: str | None
+    sha256: str | None
+    file_bytes: int
+    compressed_bytes: int | None
+    parameters: int
+    nodes: int
+    opset: int
+    ir_version: int
+
+
+@dataclass(frozen=True)
+class OutputFigures:
+    """One output of two models on the same feeds.
+
+    differing: elements of which a bit differs. max_abs: largest |difference|; max_rel: that over the largest |value| of
+    the reference. agreement: share of equal elements for integers, bools and strings. argmax_agreement: share of rows
+    whose largest entry is the same one, for outputs that may be class scores. Figures that mean nothing for the element
+    type are None. problem: why the output fails its rule, None where it passes.
+    """
+
+    name: str
+    dtype: str
+    elements: int
+    differing: int
+    max_abs: float | None = None
+    max_rel: float | None = None
+    sqnr_db: float | None = None
+    cosine: float | None = None
+    agreement: float | None = None
+    argmax_agreement: float | None = None
+    problem: str | None = None
+
+
+@dataclass(frozen=True)
+class ComparisonFigures:
+    """Two models side by side. against: what the reference was. rule: what the outputs were held to."""
+
+    against: str
+    rule: str
+    samples: int
+    outputs: tuple[OutputFigures, ...]
+
+
+@dataclass(frozen=True)
+class MetricFigures:
+    """A task metric of both models on the evaluation feeds. drop: positive where the candidate is worse.
+
+    share: it lies between 0 and 1, and a point ("pt") is a hundredth of it.
+    """
+
+    name: str
+    reference: float
+    candidate: float
+    drop: float
+    higher_is_better: bool
+    share: bool
+    samples: int
+
+
+@dataclass(frozen=True)
+class LatencyFigures:
+    """Interleaved timing: ratio = median candidate / reference, with its 95 % interval from `low` to `high`."""
+
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    reference_ms: float
+    candidate_ms: float
+    threads: int
+
+
+@dataclass(frozen=True)
+class BudgetFigures:
+    """A limit on a measured figure, and what was measured. passed: None where it could not be decided."""
+
+    name: str
+    limit: str
+    measured: str
+    passed: bool | None
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class ErrorFacts:
+    """An error as it was told: one line of cause, one of remedy."""
+
+    cause: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class PassRecord:
+    """What one pass of the pipeline did.
+
+    text: the pass with its options, as in a pass list. inserted_for: the pass it prepares the model for, None where the
+    user listed it. seconds: the pass itself; verify_seconds: proving it.
+    """
+
+    name: str
+    text: str
+    effect: str
+    status: Status
+    inserted_for: str | None = None
+    changes: tuple[Change, ...] = ()
+    skipped: tuple[Skip, ...] = ()
+    notes: tuple[str, ...] = ()
+    error: ErrorFacts | None = None
+    nodes_before: int = 0
+    nodes_after: int = 0
+    parameters_before: int = 0
+    parameters_after: int = 0
+    seconds: float = 0.0
+    verify_seconds: float = 0.0
+    comparison: ComparisonFigures | None = None
+
+
+@dataclass(frozen=True)
+class FeedFacts:
+    """Where inputs came from, and how many samples served which purpose."""
+
+    note: str
+    synthetic: bool
+    fit: int
+    select: int
+    evaluate: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """One run. command: "optimize" or "check"; passes_text: the pipeline in canonical form."""
+
+    command: str
+    versions: dict[str, str]
+    reference: ModelFacts
+    candidate: ModelFacts | None
+    verdict: Verdict
+    reason: str
+    exit_code: int
+    passes_text: str = ""
+    target: str = ""
+    seed: int = 0
+    threads: int = 1
+    passes: tuple[PassRecord, ...] = ()
+    feeds: FeedFacts | None = None
+    comparison: ComparisonFigures | None = None
+    metrics: tuple[MetricFigures, ...] = ()
+    latency: LatencyFigures | None = None
+    budgets: tuple[BudgetFigures, ...] = ()
+    warnings: tuple[str, ...] = ()
+    error: ErrorFacts | None = None
+    seconds: float = 0.0
+    schema_version: str = field(default=SCHEMA_VERSION)
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed; "unchanged" and "passed on synthetic inputs" count."""
+        return self.exit_code == 0
+
+    def to_json(self) -> str:
+        """The report as JSON; `Report.from_json` reads it back to an equal one."""
+        from onnxopt.report import json_view
+
+        return json_view.dump(self)
+
+    @staticmethod
+    def from_json(text: str) -> Report:
+        """Read a report that `to_json` wrote. Raises UsageError for anything else."""
+        from onnxopt.report import json_view
+
+        return json_view.load(text)
+
+    def to_text(self) -> str:
+        """The report for the eye, in 80 columns, without colours."""
+        from onnxopt.report import text_view
+
+        return text_view.plain(self)

@@ -1,0 +1,261 @@
+"""The report for the eye, in 80 columns. Lines are made of spans with a role, so that a terminal may colour them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from onnxopt.passbase import Change, Skip
+from onnxopt.report import quantities as q
+from onnxopt.report.record import ComparisonFigures, ModelFacts, OutputFigures, PassRecord, Report, Status, Verdict
+
+WIDTH = 80
+# how many nodes are named behind a count
+_NAMED = 3
+_GOOD = (Verdict.PASSED, Verdict.SYNTHETIC, Verdict.UNCHANGED)
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of a line. role: "plain", "head", "dim", "good", "bad" or "warn"."""
+
+    text: str
+    role: str = "plain"
+
+
+Line = tuple[Span, ...]
+
+
+def plain(report: Report, detail: int = 0) -> str:
+    """The report as text that ends with a newline. detail: see `lines`."""
+    return "\n".join("".join(span.text for span in line).rstrip() for line in lines(report, detail)) + "\n"
+
+
+def lines(report: Report, detail: int = 0) -> Iterator[Line]:
+    """The report's lines. detail: 0 counts changes and names the first few nodes, 1 lists every change and skip."""
+    sections = [
+        _models(report),
+        _passes(report.passes),
+        _changes(report.passes) if detail else [],
+        _skips(report.passes, WIDTH if detail else _NAMED),
+        _notes(report.passes),
+        _comparison(report.comparison),
+        _feeds(report),
+        _budgets(report),
+        _warnings(report),
+        _verdict(report),
+    ]
+    first = True
+    for section in sections:
+        made = list(section)
+        if made and not first:
+            yield ()
+        if made:
+            first = False
+        yield from made
+
+
+def _models(report: Report) -> Iterator[Line]:
+    yield (Span(_title(report), "head"),)
+    before, after = report.reference, report.candidate
+    if after is None:
+        return
+    yield ()
+    rows = [
+        ["", "original", "result", "change"],
+        ["file", q.size(before.file_bytes), q.size(after.file_bytes), q.change(before.file_bytes, after.file_bytes)],
+        _compressed(before, after),
+        [
+            "parameters",
+            *map(q.count, (before.parameters, after.parameters)),
+            q.change(before.parameters, after.parameters),
+        ],
+        ["nodes", q.count(before.nodes), q.count(after.nodes), q.change(before.nodes, after.nodes)],
+    ]
+    timing = report.latency
+    if timing is not None:
+        rows.append(
+            ["latency", q.milliseconds(timing.reference_ms), q.milliseconds(timing.candidate_ms), q.ratio(timing)]
+        )
+    rows += [
+        [metric.name, q.metric(metric, metric.reference), q.metric(metric, metric.candidate), q.drop(metric)]
+        for metric in report.metrics
+    ]
+    yield from _table([row for row in rows if row], "<>>>")
+    if timing is not None:
+        threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
+        interval = f"latency ratio {timing.low:.3f} to {timing.high:.3f} (95 %)"
+        yield (Span(f"  {interval}, {q.count(timing.pairs)} interleaved rounds, {threads}", "dim"),)
+
+
+def _title(report: Report) -> str:
+    name = Path(report.reference.path).name if report.reference.path else "the model"
+    if report.command == "check":
+        other = report.candidate.path if report.candidate is not None and report.candidate.path else "the candidate"
+        return f"{Path(other).name} held against {name}"
+    saved = report.candidate.path if report.candidate is not None else None
+    return f"{name} -> {Path(saved).name}" if saved else name
+
+
+def _compressed(before: ModelFacts, after: ModelFacts) -> list[str]:
+    one, two = before.compressed_bytes, after.compressed_bytes
+    return [] if one is None or two is None else ["zipped", q.size(one), q.size(two), q.change(one, two)]
+
+
+def _passes(records: Sequence[PassRecord]) -> Iterator[Line]:
+    if not records:
+        return
+    yield (Span("passes", "head"),)
+    labels = [_label(record) for record in records]
+    width = min(max(map(len, labels)), 38)
+    for record, label in zip(records, labels, strict=True):
+        seconds = f"{record.seconds + record.verify_seconds:.1f} s"
+        room = WIDTH - 2 - width - 2 - 10 - len(seconds) - 1
+        effect = record.effect if record.status is Status.CHANGED else ""
+        what, role = _outcome(record)
+        lead = f"  {label:<{width}}  "
+        if len(label) > width:
+            yield from ((Span(line),) for line in _wrapped(label, break_words=True))
+            lead = " " * (width + 4)
+        first, *more = textwrap.wrap(what, room) or [""]
+        yield (Span(lead), Span(f"{first:<{room}}", role), Span(f"{effect:>9} {seconds:>{len(seconds)}}", "dim"))
+        for line in more:
+            yield (Span(" " * (width + 4)), Span(line, role))
+
+
+def _label(record: PassRecord) -> str:
+    return f"{record.text} (for {record.inserted_for})" if record.inserted_for else record.text
+
+
+def _outcome(record: PassRecord) -> tuple[str, str]:
+    if record.status is Status.FAILED:
+        return "failed, rolled back", "bad"
+    if record.status is Status.UNCHANGED:
+        return "nothing to do", "dim"
+    counts: dict[str, int] = {}
+    for change in record.changes:
+        counts[change.kind] = counts.get(change.kind, 0) + 1
+    return ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "changed", "plain"
+
+
+def _changes(records: Sequence[PassRecord]) -> Iterator[Line]:
+    for record in records:
+        if record.changes:
+            yield (Span(f"changes of {record.name}", "head"),)
+            yield from ((Span(line),) for change in record.changes for line in _wrapped(_change(change)))
+
+
+def _change(change: Change) -> str:
+    return f"{change.kind} {change.where}" + (f": {change.detail}" if change.detail else "")
+
+
+def _skips(records: Sequence[PassRecord], named: int) -> Iterator[Line]:
+    if not any(record.skipped for record in records):
+        return
+    yield (Span("left alone", "head"),)
+    for record in records:
+        for reason, nodes in _by_reason(record.skipped):
+            listed = ", ".join(nodes[:named]) + (", ..." if len(nodes) > named else "")
+            text = f"{record.name}: {q.count(len(nodes))} x {reason}: {listed}"
+            yield from ((Span(line),) for line in _wrapped(text))
+
+
+def _by_reason(skipped: Iterable[Skip]) -> list[tuple[str, list[str]]]:
+    groups: dict[str, list[str]] = {}
+    for skip in skipped:
+        groups.setdefault(skip.reason, []).append(skip.node)
+    return sorted(groups.items(), key=lambda entry: -len(entry[1]))
+
+
+def _notes(records: Sequence[PassRecord]) -> Iterator[Line]:
+    noted = [f"{record.name}: {note}" for record in records for note in record.notes]
+    if noted:
+        yield (Span("notes", "head"),)
+        yield from ((Span(line),) for note in noted for line in _wrapped(note))
+
+
+def _comparison(comparison: ComparisonFigures | None) -> Iterator[Line]:
+    if comparison is None:
+        return
+    yield (Span(f"closeness to {comparison.against}, {_samples(comparison.samples)}", "head"),)
+    shown = sorted(comparison.outputs, key=lambda output: output.problem is None)
+    rows = [["output", "type", "SQNR", "max |d|", "of max |y|", "argmax", "equal"]]
+    rows += [_figures(output) for output in shown[:12]]
+    used = [at for at in range(7) if at < 2 or any(row[at] for row in rows[1:])]
+    rows = [[row[at] for at in used] for row in rows]
+    room = WIDTH - 2 - sum(2 + max(len(row[at]) for row in rows) for at in range(1, len(used)))
+    rows = [[q.shortened(row[0], room), *row[1:]] for row in rows]
+    yield from _table(rows, "<<" + ">" * (len(used) - 2))
+    if len(shown) > 12:
+        yield (Span(f"  and {len(shown) - 12} outputs more", "dim"),)
+    for output in shown:
+        if output.problem is not None:
+            yield from ((Span(line, "bad"),) for line in _wrapped(f"{output.name}: {output.problem}"))
+
+
+def _figures(output: OutputFigures) -> list[str]:
+    return [
+        output.name,
+        output.dtype,
+        q.decibels(output.sqnr_db),
+        q.figure(output.max_abs, ".2e"),
+        q.figure(output.max_rel, ".1e"),
+        q.share(output.argmax_agreement),
+        q.share(output.agreement),
+    ]
+
+
+def _samples(number: int) -> str:
+    return "1 sample" if number == 1 else f"{q.count(number)} samples"
+
+
+def _feeds(report: Report) -> Iterator[Line]:
+    facts = report.feeds
+    if facts is None:
+        return
+    role = "warn" if facts.synthetic else "plain"
+    yield (Span("inputs", "head"),)
+    yield from ((Span(line, role),) for line in _wrapped(facts.note))
+
+
+def _budgets(report: Report) -> Iterator[Line]:
+    if not report.budgets:
+        return
+    yield (Span("budgets", "head"),)
+    words = {True: "kept", False: "BROKEN", None: "undecided"}
+    yield from _table([[b.name, b.limit, b.measured, words[b.passed]] for b in report.budgets], "<<<<", header=False)
+    for budget in report.budgets:
+        if budget.detail:
+            yield from ((Span(line, "dim"),) for line in _wrapped(f"{budget.name}: {budget.detail}"))
+
+
+def _warnings(report: Report) -> Iterator[Line]:
+    if report.warnings:
+        yield (Span("warnings", "warn"),)
+        yield from ((Span(line, "warn"),) for warning in report.warnings for line in _wrapped(warning))
+
+
+def _verdict(report: Report) -> Iterator[Line]:
+    role = "good" if report.verdict in _GOOD else "warn" if report.verdict is Verdict.NOT_VERIFIED else "bad"
+    reason = f": {report.reason}" if report.reason else ""
+    first, *more = textwrap.wrap(f"{report.verdict.value}{reason}", WIDTH - 10, break_long_words=False)
+    yield (Span("verdict   ", "head"), Span(first, role))
+    yield from ((Span(" " * 10), Span(line, role)) for line in more)
+    if report.candidate is not None and report.candidate.path and report.command == "optimize":
+        yield (Span("written   ", "head"), Span(report.candidate.path))
+    yield (Span("time      ", "head"), Span(f"{report.seconds:.1f} s"))
+
+
+def _wrapped(text: str, *, break_words: bool = False) -> list[str]:
+    return textwrap.wrap(
+        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=break_words, break_on_hyphens=False
+    )
+
+
+def _table(rows: Sequence[Sequence[str]], align: str, *, header: bool = True) -> Iterator[Line]:
+    widths = [max(len(row[at]) for row in rows) for at in range(len(align))]
+    for number, row in enumerate(rows):
+        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
+        yield (Span("  " + "  ".join(cells), "dim" if header and number == 0 else "plain"),)

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from onnxopt.report import OutputFigures, Report, Verdict
+from onnxopt.report.text_view import WIDTH, lines, plain
+from tests.report.examples import check_report, full_report
+
+
+def text(report: Report, detail: int = 0) -> str:
+    return plain(report, detail)
+
+
+def test_it_says_what_a_reader_asks() -> None:
+    shown = text(full_report())
+    words = " ".join(shown.split())
+    for said in (
+        "net.onnx -> net.onnxopt.onnx",
+        "file 1.47 MB 380.1 kB -74.1 %",
+        "parameters 366,122 91,000 -75.1 %",
+        "latency 1.23 ms 0.0655 ms 0.53 x",
+        "0.520 to 0.540",
+        "top1 98.89 % 98.75 % -0.14 pt",
+        "fold_constants (for prune) nothing to do",
+        "prune:ratio=0.3 2 removed, 1 merged lossy 1.8 s",
+        "prune: 5 x its channels are a graph output: /blocks.0/conv, /blocks.1/conv, /blocks.2/conv, ...",
+        "logits float32 28.4 dB",
+        "float32 exact",
+        "class int64 99.99 %",
+        "max_drop top1 <= 0.5 pt 0.14 pt kept",
+        "the feeds are few",
+        "verdict passed",
+        "written net.onnxopt.onnx",
+    ):
+        assert said in words, said
+
+
+@pytest.mark.parametrize("detail", [0, 1])
+@pytest.mark.parametrize("report", [full_report(), check_report()], ids=["optimize", "check"])
+def test_no_line_is_wider_than_80_columns(report: Report, detail: int) -> None:
+    assert max(map(len, text(report, detail).splitlines())) <= WIDTH
+
+
+def test_long_names_and_many_outputs_stay_within_the_width() -> None:
+    report = full_report()
+    assert report.comparison is not None
+    many = tuple(
+        OutputFigures(f"/very/long/scope/name/of/an/output/{at:03d}", "bfloat16", 1, 1, 1e-30, 2.5e-10, -12.3, -0.5)
+        for at in range(40)
+    )
+    report = replace(
+        report,
+        comparison=replace(report.comparison, outputs=many),
+        passes=tuple(
+            replace(record, text=f"{record.text}:exclude=/a/very/long/node/name+/another/long/name")
+            for record in report.passes
+        ),
+    )
+    shown = text(report)
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert "and 28 outputs more" in shown
+
+
+def test_detail_lists_every_change_and_skip() -> None:
+    assert "removed conv1: 8 of 32 channels" not in text(full_report())
+    shown = text(full_report(), 1)
+    assert "removed conv1: 8 of 32 channels" in shown
+    assert "/blocks.4/conv" in shown
+
+
+def test_a_failing_output_is_listed_first_with_its_problem() -> None:
+    report = full_report()
+    assert report.comparison is not None
+    bad = OutputFigures("zz", "float32", 3, 3, 9.0, 2.0, -1.0, 0.1, problem="SQNR -1.0 dB is below 3 dB")
+    shown = text(replace(report, comparison=replace(report.comparison, outputs=(*report.comparison.outputs, bad))))
+    assert shown.index("zz ") < shown.index("logits ")
+    assert "zz: SQNR -1.0 dB is below 3 dB" in shown
+
+
+def test_a_broken_budget_stands_out() -> None:
+    shown = text(check_report())
+    assert "small.onnx held against base.onnx" in shown
+    assert "BROKEN" in shown
+    assert "verdict   failed: max_size is broken" in shown
+    roles = {span.role for line in lines(check_report()) for span in line}
+    assert "bad" in roles
+
+
+def test_no_trailing_spaces_and_one_final_newline() -> None:
+    shown = text(full_report())
+    assert all(line == line.rstrip() for line in shown.splitlines())
+    assert shown.endswith("\n")
+    assert not shown.endswith("\n\n")
+
+
+@pytest.mark.parametrize("verdict", list(Verdict))
+def test_every_verdict_is_told_in_its_own_words(verdict: Verdict) -> None:
+    assert f"verdict   {verdict.value}" in text(replace(full_report(), verdict=verdict))
