@@ -64,12 +64,14 @@ def plan_lossless(maps: AxisMaps, round_to: int = 1) -> Plan:
     demands, present = _demands(maps)
     held = held_channels(maps)
     sites = [Counter(maps.channels.roots(site.channels).tolist()) for site in maps.sites]
+    axes = sites + _passing(maps)
     at: dict[int, list[int]] = {}
-    for index, counter in enumerate(sites):
+    for index, counter in enumerate(axes):
         for root in counter:
             at.setdefault(root, []).append(index)
-    left = [counter.total() for counter in sites]
-    candidates = sorted((root for root in at if root not in held), key=lambda root: (_size(demands, root), -root))
+    left = [counter.total() for counter in axes]
+    made = {root for counter in sites for root in counter}
+    candidates = sorted((root for root in made if root not in held), key=lambda root: (_size(demands, root), -root))
     pinned: set[_Class] = set()
     removed: dict[int, str] = {}
     for root in candidates:
@@ -78,14 +80,15 @@ def plan_lossless(maps: AxisMaps, round_to: int = 1) -> Plan:
             present[key] - count < 1 and (key in demand.needed or key in pinned)
             for key, count in demand.members.items()
         )
-        if exhausted or any(left[index] - sites[index][root] < 1 for index in at[root]):
+        if exhausted or any(left[index] - axes[index][root] < 1 for index in at[root]):
             continue
         present.subtract(demand.members)
         pinned |= demand.needed
         for index in at[root]:
-            left[index] -= sites[index][root]
+            left[index] -= axes[index][root]
         removed[root] = max(demand.kinds, key=KINDS.index, default="unread")
-    _restore_multiples(removed, sites, at, left, round_to)
+    if round_to > 1:
+        _restore_multiples(removed, axes, len(sites), at, left, round_to)
     return Plan(removed, _site_cuts(maps, sites, removed))
 
 
@@ -136,19 +139,36 @@ def held_channels(maps: AxisMaps) -> set[int]:
     return held
 
 
+def _passing(maps: AxisMaps) -> list[Counter[int]]:
+    """The axes of all tensors, each distinct one once: a piece of a Split may not vanish either."""
+    found: dict[bytes, Counter[int]] = {}
+    for axes in maps.axes.values():
+        for axis in axes.values():
+            key = axis.channels.tobytes()
+            if key not in found:
+                found[key] = Counter(maps.channels.roots(axis.channels).tolist())
+    return list(found.values())
+
+
 def _restore_multiples(
-    removed: dict[int, str], sites: list[Counter[int]], at: dict[int, list[int]], left: list[int], round_to: int
+    removed: dict[int, str],
+    axes: list[Counter[int]],
+    sites: int,
+    at: dict[int, list[int]],
+    left: list[int],
+    round_to: int,
 ) -> None:
-    """Take back removals, the last first, until every axis has a multiple of `round_to` channels or all it had."""
-    pending = list(range(len(sites))) if round_to > 1 else []
+    """Take back removals, the last first, until each of the first `sites` axes has a multiple or all it had."""
+    pending = list(range(sites))
     while pending:
         index = pending.pop()
-        while left[index] % round_to and left[index] < sites[index].total():
-            root = next(root for root in reversed(removed) if root in sites[index])
+        while left[index] % round_to and left[index] < axes[index].total():
+            root = next(root for root in reversed(removed) if root in axes[index])
             del removed[root]
             for other in at[root]:
-                left[other] += sites[other][root]
-                pending.append(other)
+                left[other] += axes[other][root]
+                if other < sites:
+                    pending.append(other)
 
 
 def _site_cuts(maps: AxisMaps, sites: list[Counter[int]], removed: dict[int, str]) -> tuple[SiteCut, ...]:

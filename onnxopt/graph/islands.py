@@ -11,12 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from onnxopt.graph import qdq
-from onnxopt.graph.layers import Layer
+from onnxopt.graph.layers import Layer, only_consumer
 from onnxopt.model import Constant, Graph, Node, Variable
 from onnxopt.target import CostFacts
 
 # Elements of a tensor that one run computes, on average over the feeds; 0 when unknown.
 Elements = Callable[[Variable], float]
+# Whether what is known of a tensor lets it carry codes.
+Allowed = Callable[[Variable], bool]
 
 
 @dataclass
@@ -24,74 +26,98 @@ class Islands:
     """The plan of one body.
 
     layers: those with an integer kernel. codes: the tensors that pass through Q and DQ. produced: those of them whose
-    producer writes codes, so that every reader sees the rounded values. nodes: integer operators between layers.
-    takers: all nodes that read codes.
+    producer writes codes, so that every reader sees the rounded values. nodes: integer operators between layers, each
+    with the tensors by which codes leave it (behind the Relu that they imply, if there is one). takers: all nodes that
+    read codes.
     """
 
     layers: list[Layer] = field(default_factory=list)
-    codes: set[Variable] = field(default_factory=set)
+    codes: dict[Variable, None] = field(default_factory=dict)
     produced: set[Variable] = field(default_factory=set)
-    nodes: list[Node] = field(default_factory=list)
+    nodes: dict[Node, list[Variable]] = field(default_factory=dict)
     takers: set[Node] = field(default_factory=set)
 
 
-def plan(body: Graph, layers: list[Layer], allowed: Callable[[Node], bool], grow: bool = True) -> Islands:
-    """Islands for exactly these layers of `body`. `allowed` says which nodes between layers may run on codes."""
+def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, grow: bool = True) -> Islands:
+    """Islands for exactly these layers of `body`. outputs: ids of the outputs of all bodies."""
     island = Islands(list(layers))
     for layer in layers:
-        island.codes.add(layer.activation)
+        island.codes[layer.activation] = None
         if layer.needs_codes:
-            island.codes.add(layer.output)
+            island.codes[layer.output] = None
     if grow:
-        _grow(body, island, allowed)
-    island.produced = {layer.output for layer in layers} & island.codes
-    for node in island.nodes:
-        island.produced.update(node.outputs)
+        _grow(body, island, outputs, allowed)
+    island.produced = {layer.output for layer in layers if layer.output in island.codes}
+    for leaving in island.nodes.values():
+        island.produced.update(leaving)
     island.takers = {layer.node for layer in layers} | set(island.nodes)
     return island
 
 
-def _grow(body: Graph, island: Islands, allowed: Callable[[Node], bool]) -> None:
-    outputs = {id(tensor) for tensor in body.outputs}
+def _grow(body: Graph, island: Islands, outputs: set[int], allowed: Allowed) -> None:
     available = set(island.codes)
-    candidates: list[tuple[Node, list[Variable]]] = []
+    candidates: list[tuple[Node, list[Variable], list[Variable]]] = []
     for node in body.nodes:
         row = qdq.island_row(node)
-        if row is None or any(id(tensor) in outputs for tensor in node.outputs):
+        if row is None:
             continue
         inputs = [tensor for tensor in row.code_inputs(node) if not isinstance(tensor, Constant)]
-        if all(tensor in available for tensor in inputs) and allowed(node):
-            candidates.append((node, inputs))
-            available.update(node.outputs)
-    wanted = set(island.codes)
-    chosen: list[Node] = []
-    for node, inputs in reversed(candidates):
-        if any(tensor in wanted for tensor in node.outputs):
-            wanted.update(inputs)
-            wanted.update(node.outputs)
-            chosen.append(node)
-    island.codes |= wanted
-    island.nodes = chosen[::-1]
+        leaving = _leaving(node, row, outputs)
+        if any(id(tensor) in outputs or not allowed(tensor) for tensor in leaving):
+            continue
+        if all(tensor in available for tensor in inputs):
+            candidates.append((node, inputs, leaving))
+            available.update(leaving)
+    wanted = dict(island.codes)
+    for node, inputs, leaving in reversed(candidates):
+        if any(tensor in wanted for tensor in leaving):
+            wanted |= dict.fromkeys(inputs + leaving)
+            island.nodes[node] = leaving
+    island.codes = wanted
+
+
+def _leaving(node: Node, row: qdq.Row, outputs: set[int]) -> list[Variable]:
+    """Where the codes of an integer operator leave it: codes that start at zero imply a Relu behind it."""
+    if row.role is qdq.Role.KERNEL:
+        follower = only_consumer(node.outputs[0], outputs)
+        if follower is not None and follower.kind == ("", "Relu"):
+            return list(follower.outputs)
+    return [tensor for tensor in node.outputs if not tensor.is_empty()]
 
 
 def drop_unprofitable(
-    body: Graph, layers: list[Layer], allowed: Callable[[Node], bool], elements: Elements, costs: CostFacts
+    body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, elements: Elements, costs: CostFacts
 ) -> tuple[list[Layer], list[Layer]]:
-    """(layers that pay, layers that do not) by the cost facts; what leaves changes its neighbours' balance."""
-    kept, dropped = list(layers), []
+    """(layers that pay, layers that do not) by the cost facts; what leaves changes its neighbours' balance.
+
+    A layer between two tensors of codes stays even if it loses: the runtime would quantize its weight by itself, with
+    one scale for the whole tensor (`weight_bias_quantization.cc`).
+    """
+    kept = list(layers)
     while kept:
-        island = plan(body, kept, allowed)
+        island = plan(body, kept, outputs, allowed)
         losing = {layer for layer in kept if saving(layer, island, elements, costs) < 0}
         if not losing:
             break
-        dropped += [layer for layer in kept if layer in losing]
         kept = [layer for layer in kept if layer not in losing]
-    return kept, dropped
+    while True:
+        island = plan(body, kept, outputs, allowed)
+        inside = {
+            layer
+            for layer in layers
+            if layer not in kept and layer.activation in island.produced and layer.output in island.codes
+        }
+        if not inside:
+            return kept, [layer for layer in layers if layer not in kept]
+        chosen = set(kept) | inside
+        kept = [layer for layer in layers if layer in chosen]
 
 
 def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) -> float:
     """Nanoseconds a run gains by the integer kernel of `layer`, given its neighbours; negative when it loses."""
     outputs = elements(layer.raw)
+    if layer.node.op != "Conv":
+        outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
     macs = outputs * layer.macs_per_output
     if layer.depthwise:
         gain = macs * (costs.float_depthwise_mac - costs.integer_depthwise_mac)

@@ -1,6 +1,6 @@
 """The layers of a body that have an integer kernel: node, weight, bias, and what follows them that they can take in.
 
-    Conv -> Mul(2) -> Add(1) -> Relu        one layer: weight * 2, bias * 2 + 1, and codes that start at zero
+Conv -> Mul(2) -> Add(1) -> Relu        one layer: weight * 2, bias * 2 + 1, and codes that start at zero
 """
 
 from __future__ import annotations

@@ -122,7 +122,9 @@ ROWS: tuple[Row, ...] = (
     Row("Clip", Role.FOLDED, "", "relu_quant_fusion.cc: codes lie within the bounds", refuses=_clip),
     Row("Add", Role.KERNEL, "QLinearAdd", f"{_SELECTORS}: BinaryNodeGroupSelector", inputs=None, refuses=_binary),
     Row("Mul", Role.KERNEL, "QLinearMul", f"{_SELECTORS}: BinaryNodeGroupSelector", inputs=None, refuses=_binary),
-    Row("Concat", Role.KERNEL, "QLinearConcat", f"{_SELECTORS}: VariadicNodeGroupSelector", inputs=None, refuses=_concat),
+    Row(
+        "Concat", Role.KERNEL, "QLinearConcat", f"{_SELECTORS}: VariadicNodeGroupSelector", inputs=None, refuses=_concat
+    ),
     Row("Sigmoid", Role.KERNEL, "QLinearSigmoid", f"{_SELECTORS}: UnaryNodeGroupSelector"),
     Row("LeakyRelu", Role.KERNEL, "QLinearLeakyRelu", f"{_SELECTORS}: UnaryNodeGroupSelector"),
     Row("GlobalAveragePool", Role.KERNEL, "QLinearGlobalAveragePool", f"{_SELECTORS}: UnaryNodeGroupSelector"),

@@ -161,7 +161,8 @@ class AxisMaps:
     # what rules state
 
     def set(self, tensor: Any, axes: dict[int, Axis]) -> None:
-        """State the tracked axes of an output."""
+        """State the tracked axes of an output; an axis of length 0 has nothing to cut."""
+        axes = {number: axis for number, axis in axes.items() if len(axis)}
         if axes and not tensor.is_empty():
             self.axes[id(tensor)] = axes
             self.tensors[id(tensor)] = tensor

@@ -1,0 +1,173 @@
+"""Random networks with random dead, constant and duplicate filters: pruning never changes what they compute.
+
+Unlike the oracle over topologies, the damage here is done to raw weights without asking the engine what belongs together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, checker, numpy_helper
+
+from onnxopt.model import load
+from onnxopt.passes.prune import Prune
+from tests.graph.test_channels import context, relative_error
+from tests.graph.topologies import IMAGE, Net
+from tests.helpers import random_feeds, run
+
+ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Neg", "Elu", "Abs")
+
+
+class Growth:
+    """Grows a network of 8x8 images by random steps; `pool` holds (name, channels) of all tensors so far."""
+
+    def __init__(self, seed: int) -> None:
+        self.net = Net(seed)
+        self.rng = np.random.default_rng(seed)
+        self.pool: list[tuple[str, int]] = []
+
+    def pick(self) -> tuple[str, int]:
+        return self.pool[int(self.rng.integers(max(0, len(self.pool) - 4), len(self.pool)))]
+
+    def step(self) -> None:
+        kind = self.rng.choice(
+            ["conv", "conv1", "act", "add", "mul", "concat", "split", "depthwise", "grouped", "gate", "bn", "pool",
+             "shuffle", "scale", "pad", "valid"]
+        )  # fmt: skip
+        name, count = self.pick()
+        self.pool.append(getattr(self, f"grow_{kind}")(name, count))
+
+    def width(self) -> int:
+        return int(self.rng.choice([4, 6, 8, 12]))
+
+    def grow_conv(self, x: str, c: int) -> tuple[str, int]:
+        out = self.width()
+        return self.net.conv(x, c, out), out
+
+    def grow_conv1(self, x: str, c: int) -> tuple[str, int]:
+        out = self.width()
+        return self.net.conv(x, c, out, 1), out
+
+    def grow_valid(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.call("Pad", self.net.conv(x, c, 6, pads=[0] * 4), self.net.ints(0, 0, 1, 1, 0, 0, 1, 1)), 6
+
+    def grow_act(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.call(str(self.rng.choice(ACTIVATIONS)), x), c
+
+    def same(self, x: str, c: int) -> str:
+        others = [name for name, count in self.pool if count == c]
+        return str(self.rng.choice(others))
+
+    def grow_add(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.call("Add", x, self.same(x, c)), c
+
+    def grow_mul(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.call("Mul", self.net.call("Sigmoid", x), self.same(x, c)), c
+
+    def grow_concat(self, x: str, c: int) -> tuple[str, int]:
+        y, d = self.pick()
+        return (self.net.call("Concat", x, y, axis=1), c + d) if c + d <= 32 else (x, c)
+
+    def grow_split(self, x: str, c: int) -> tuple[str, int]:
+        if c < 2:
+            return x, c
+        left, right = self.net.calls("Split", 2, x, self.net.ints(c // 2, c - c // 2), axis=1)
+        self.pool.append((left, c // 2))
+        return right, c - c // 2
+
+    def grow_depthwise(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.conv(x, c, c, group=c) if c > 1 else x, c
+
+    def grow_grouped(self, x: str, c: int) -> tuple[str, int]:
+        return (self.net.conv(x, c, 8, group=2), 8) if c % 2 == 0 else (x, c)
+
+    def grow_gate(self, x: str, c: int) -> tuple[str, int]:
+        pooled = self.net.call("GlobalAveragePool", x)
+        return self.net.call("Mul", x, self.net.call("Sigmoid", self.net.conv(pooled, c, c, 1))), c
+
+    def grow_bn(self, x: str, c: int) -> tuple[str, int]:
+        positive = self.net.value(np.abs(self.rng.standard_normal(c)).astype(np.float32) + 0.5)
+        weights = [self.net.weights(c) for _ in range(3)]
+        return self.net.call("BatchNormalization", x, *weights, positive), c
+
+    def grow_pool(self, x: str, c: int) -> tuple[str, int]:
+        kind = str(self.rng.choice(["MaxPool", "AveragePool"]))
+        include = {"count_include_pad": int(self.rng.integers(2))} if kind == "AveragePool" else {}
+        return self.net.call(kind, x, kernel_shape=[3, 3], pads=[1] * 4, **include), c
+
+    def grow_shuffle(self, x: str, c: int) -> tuple[str, int]:
+        if c % 2:
+            return x, c
+        y = self.net.call("Reshape", x, self.net.ints(-1, 2, c // 2, 8, 8))
+        return self.net.call(
+            "Reshape", self.net.call("Transpose", y, perm=[0, 2, 1, 3, 4]), self.net.ints(0, c, 8, 8)
+        ), c
+
+    def grow_scale(self, x: str, c: int) -> tuple[str, int]:
+        return self.net.call("Mul", x, self.net.weights(c, 1, 1)), c
+
+    def grow_pad(self, x: str, c: int) -> tuple[str, int]:
+        padded = self.net.call("Pad", x, self.net.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")
+        return self.net.conv(padded, c, 6, pads=[0] * 4), 6
+
+
+def network(seed: int, steps: int) -> ModelProto:
+    growth = Growth(seed)
+    growth.pool.append((growth.net.conv("x", 3, 8), 8))
+    for _ in range(steps):
+        growth.step()
+    name, count = growth.pool[-1]
+    tail = growth.net.conv(name, count, 5)
+    head = growth.net.call("Gemm", growth.net.call("Flatten", tail), growth.net.weights(320, 4), growth.net.weights(4))
+    return growth.net.model(head, IMAGE, ("N", 4))
+
+
+def damage(proto: ModelProto, seed: int) -> None:
+    """Make random rows of all weights zero, copies or multiples of others, and biases likewise."""
+    rng = np.random.default_rng(seed)
+    for tensor in proto.graph.initializer:
+        array = numpy_helper.to_array(tensor).copy()
+        if array.dtype != np.float32 or array.ndim == 0 or rng.random() < 0.3:
+            continue
+        for row in range(len(array)):
+            draw = rng.random()
+            if draw < 0.3:
+                array[row] = 0
+            elif draw < 0.5:
+                array[row] = array[0] * rng.choice([1.0, 1.0, 0.5, 3.0])
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def check(seed: int, steps: int) -> int:
+    proto = network(seed, steps)
+    damage(proto, seed + 1)
+    model = load(proto)
+    result = Prune().run(model, context())
+    pruned = model.to_proto()
+    checker.check_model(pruned, full_check=True)
+    feeds = random_feeds(proto, seed)
+    expected, found = run(proto, feeds), run(model, feeds)
+    if np.abs(expected["y"]).max() > 1e-3:
+        assert relative_error(expected, found) < 1e-4
+    else:
+        assert np.abs(expected["y"] - found["y"]).max() < 1e-6
+    return len(result.changes)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**6), st.integers(2, 14))
+def test_random_networks_compute_the_same(seed: int, steps: int) -> None:
+    check(seed, steps)
+
+
+def test_random_networks_are_pruned_at_all() -> None:
+    assert sum(check(seed, 8) > 0 for seed in range(12)) >= 10
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**9), st.integers(2, 20))
+def test_many_random_networks_compute_the_same(seed: int, steps: int) -> None:
+    check(seed, steps)
