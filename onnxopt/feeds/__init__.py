@@ -4,6 +4,16 @@ from onnxopt.feeds.images import Images
 from onnxopt.feeds.open import Data, open_feeds
 from onnxopt.feeds.sample import Feeds, Sample
 from onnxopt.feeds.split import Split, split_feeds
-from onnxopt.feeds.synthetic import synthetic_feeds
+from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
 
-__all__ = ["Data", "Feeds", "Images", "Sample", "Split", "open_feeds", "split_feeds", "synthetic_feeds"]
+__all__ = [
+    "Data",
+    "Feeds",
+    "Images",
+    "Sample",
+    "Split",
+    "open_feeds",
+    "runnable_feeds",
+    "split_feeds",
+    "synthetic_feeds",
+]

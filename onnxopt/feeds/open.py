@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,7 +13,7 @@ from onnxopt.feeds.function import from_function, from_items, split_reference
 from onnxopt.feeds.images import Images
 from onnxopt.feeds.sample import Chain, Feeds, Labelled, Source
 from onnxopt.feeds.split import Split, split_feeds
-from onnxopt.feeds.synthetic import synthetic_feeds
+from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
 from onnxopt.runtime.ports import Array, Port
 
 # A path, "file.py:function", a sequence or iterable of mappings, or feeds that are open already.
@@ -35,12 +35,14 @@ def open_feeds(
     preprocessing: Images | str | None = None,
     seed: int = 0,
     reject_nan: bool = False,
+    probe: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Split:
     """The feeds of all `data` in three parts (see split_feeds), held against the model's inputs.
 
     evaluate: feeds kept for the final comparison. labels, evaluate_labels: a file with one label a feed. preprocessing:
     what is done to pictures. Without `data`: `<model>.feeds.npz` or test_data_set_* beside model_path, failing that
     synthetic inputs, which the note says. A single folder with fit and evaluate (and select) parts is split already.
+    probe: runs the model on inputs (Session.run); then synthetic inputs get sizes that the model accepts.
 
     Raises FeedError, naming file and tensor, for feeds that can't be read or don't fit; the first sample of every part
     is read at once, the others when used. Raises UsageError for wrong preprocessing.
@@ -50,7 +52,7 @@ def open_feeds(
     if not evaluate and evaluate_labels is not None:
         raise FeedError("labels for evaluation are given without feeds for evaluation", "give the feeds with --eval")
     if not data:
-        split = _without_data(opener, model_path, labels, seed, final)
+        split = _without_data(opener, model_path, labels, seed, final, probe)
     elif len(data) == 1 and (folder := _parted(data[0])) is not None:
         split = _open_parts(opener, folder, labels, final)
     else:
@@ -71,7 +73,7 @@ class _Opener:
     def open(self, data: Sequence[Data], labels: Path | str | None = None) -> Feeds:
         """All of the data as one run of feeds."""
         if len(data) == 1 and isinstance(data[0], Feeds):
-            return data[0]
+            return data[0].for_inputs(self.ports)
         sources = [self.source(item) for item in data]
         source = sources[0] if len(sources) == 1 else Chain(sources)
         if len(source) == 0:
@@ -179,7 +181,12 @@ def _open_parts(opener: _Opener, folder: Path, labels: Path | str | None, final:
 
 
 def _without_data(
-    opener: _Opener, model_path: Path | None, labels: Path | str | None, seed: int, final: Feeds | None
+    opener: _Opener,
+    model_path: Path | None,
+    labels: Path | str | None,
+    seed: int,
+    final: Feeds | None,
+    probe: Callable[[Mapping[str, Any]], object] | None,
 ) -> Split:
     problem = ""
     if model_path is not None:
@@ -192,7 +199,8 @@ def _without_data(
             return _noted(split_feeds(feeds, seed=seed, evaluate=final), note)
     if labels is not None:
         raise FeedError(f"{labels}: labels are given without feeds", "give the feeds with --data")
-    made_up = synthetic_feeds(opener.ports, seed=seed)
+    ports = opener.ports
+    made_up = synthetic_feeds(ports, seed=seed) if probe is None else runnable_feeds(ports, probe, seed=seed)
     note = f"no data given: inputs are SYNTHETIC, made up from the model's signature{problem}"
     split = split_feeds(made_up, seed=seed, evaluate=final)
     return replace(_noted(split, note), synthetic=True, evaluate_synthetic=final is None)

@@ -87,6 +87,10 @@ class Feeds:
         indices = [self._indices[position] for position in positions]
         return Feeds(self._source, self.ports, indices, reject_nan=self._reject_nan)
 
+    def for_inputs(self, ports: Sequence[Port]) -> Feeds:
+        """The same samples, checked against the inputs of another model."""
+        return Feeds(self._source, ports, self._indices, reject_nan=self._reject_nan)
+
     def take(self, count: int) -> Feeds:
         """The first `count` samples, or all when there are fewer."""
         return self.select(range(min(count, len(self))))

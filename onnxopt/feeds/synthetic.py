@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from onnxopt.errors import FeedError
+from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds.sample import Feeds, Record
 from onnxopt.runtime.ports import Array, Port, Shape, is_extension, is_float
 
-DEFAULT_COUNT = 8
+DEFAULT_COUNT = 16
 DEFAULT_SIZE = 16
+# Tried for dimensions without a number, None standing for the usual size of the dimension.
+_SIZES = (None, 1, 32, 224, 512, 2)
+_ATTEMPTS = 64
+# What exporters write for an unknown size: equal ones need not be equal sizes.
+_NAMELESS = (None, "", "?")
 _WORDS = ("a", "cat", "on", "the", "mat")
-_SMALL = 10
+# Integers may be indices into a table; a short one leaves only 0 and 1.
+DEFAULT_HIGH = 10
+_SHORT = 2
 
 
 class Synthetic:
     """`count` feeds drawn from a seed, by the name, type and shape of each input.
 
-    Floats are standard normal; integers lie in 0..9 (packed ones in 0..1), those of inputs named like a mask are 1 and
+    Floats are standard normal; integers lie below `high` (packed ones in 0..1), those of inputs named like a mask are 1 and
     like a type 0; uint8 of rank 3 and more covers 0..255. Dimensions without a number: `sizes` by name ("N", or
     "input:axis" for one axis), else 1 on the first axis, 64 for the sides of a picture, `size` elsewhere; equal names
     get equal sizes.
     """
 
-    def __init__(self, ports: Sequence[Port], count: int, seed: int, sizes: Mapping[str, int], size: int) -> None:
+    def __init__(
+        self, ports: Sequence[Port], count: int, seed: int, sizes: Mapping[str, int], size: int, high: int
+    ) -> None:
         self._ports = [port for port in ports if port.required]
         self._count = count
         self._seed = seed
+        self._high = high
         self._shapes = _shapes(self._ports, sizes, size)
 
     def __len__(self) -> int:
@@ -42,7 +53,7 @@ class Synthetic:
     def read(self, index: int) -> Record:
         """The feed at `index`; the same for the same seed."""
         rng = np.random.default_rng([self._seed, index])
-        values = {port.name: _value(port, self._shapes[port.name], rng) for port in self._ports}
+        values = {port.name: _value(port, self._shapes[port.name], rng, self._high) for port in self._ports}
         return Record(values, self.name(index))
 
 
@@ -53,12 +64,55 @@ def synthetic_feeds(
     seed: int = 0,
     sizes: Mapping[str, int] | None = None,
     size: int = DEFAULT_SIZE,
+    high: int = DEFAULT_HIGH,
 ) -> Feeds:
     """Feeds made up for the model's inputs (see Synthetic). Raises FeedError for inputs that can't be made up."""
     for port in ports:
         if port.kind in ("map", "sparse") or (port.dtype is None and port.required):
             raise FeedError(f"no values can be made up for input {port}", "give feeds with --data")
-    return Feeds(Synthetic(ports, count, seed, sizes or {}, size), ports)
+    return Feeds(Synthetic(ports, count, seed, sizes or {}, size, high), ports)
+
+
+def runnable_feeds(
+    ports: Sequence[Port], run: Callable[[Mapping[str, Any]], object], *, count: int = DEFAULT_COUNT, seed: int = 0
+) -> Feeds:
+    """Made-up feeds that the model runs on: tries sizes for its open dimensions, the usual ones first,
+    then smaller integers.
+
+    run: runs the model on inputs, raising PassError when they don't suit it. Raises FeedError when no size tried does.
+    """
+    synthetic_feeds(ports, count=1)
+    keys = _open_dims(ports)
+    last: PassError | None = None
+    choices = list(itertools.islice(_choices(len(keys)), _ATTEMPTS))
+    for high, choice in itertools.product((DEFAULT_HIGH, _SHORT), choices):
+        sizes = {key: size for key, size in zip(keys, choice, strict=True) if size is not None}
+        feeds = synthetic_feeds(ports, count=count, seed=seed, sizes=sizes, high=high)
+        try:
+            run(feeds[0].inputs)
+        except PassError as error:
+            last = error
+            continue
+        return feeds
+    cause = "" if last is None else f": {last.cause}"
+    raise FeedError(f"the model runs on no inputs that were made up for it{cause}", "give feeds with --data")
+
+
+def _choices(count: int) -> Iterator[tuple[int | None, ...]]:
+    """Sizes for `count` dimensions (None: the usual one): all alike first, then every combination."""
+    alike = [(size,) * count for size in _SIZES]
+    yield from alike
+    yield from (choice for choice in itertools.product(_SIZES, repeat=count) if choice not in alike)
+
+
+def _open_dims(ports: Sequence[Port]) -> list[str]:
+    """The dimensions without a number, behind the first axis, by the key that `sizes` knows them by."""
+    keys = []
+    for port in ports:
+        for axis, dim in enumerate(port.shape or ()):
+            if axis and port.required and not isinstance(dim, int):
+                keys.append(f"{port.name}:{axis}" if dim in _NAMELESS else str(dim))
+    return list(dict.fromkeys(keys))
 
 
 def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], size: int) -> dict[str, tuple[int, ...]]:
@@ -71,8 +125,7 @@ def _shapes(ports: Sequence[Port], sizes: Mapping[str, int], size: int) -> dict[
                 dims.append(dim)
                 continue
             default = sizes.get(f"{port.name}:{axis}", _default(port.shape or (), axis, size))
-            # "?" and the empty name are what exporters write for an unknown size: equal ones need not be equal.
-            dims.append(default if dim in (None, "", "?") else chosen.setdefault(str(dim), default))
+            dims.append(default if dim in _NAMELESS else chosen.setdefault(str(dim), default))
         shapes[port.name] = tuple(dims)
     return shapes
 
@@ -84,13 +137,13 @@ def _default(shape: Shape, axis: int, size: int) -> int:
     return 64 if picture else size
 
 
-def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Any:
+def _value(port: Port, shape: tuple[int, ...], rng: np.random.Generator, high: int) -> Any:
     if port.kind == "sequence":
-        return [_array(port, (size,), rng) for size in (2, 3)]
-    return _array(port, shape, rng)
+        return [_array(port, (size,), rng, high) for size in (2, 3)]
+    return _array(port, shape, rng, high)
 
 
-def _array(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
+def _array(port: Port, shape: tuple[int, ...], rng: np.random.Generator, high: int) -> Array:
     dtype = port.dtype or np.dtype(np.float32)
     if dtype.kind == "O":
         words: Array = np.empty(shape, object)
@@ -106,5 +159,5 @@ def _array(port: Port, shape: tuple[int, ...], rng: np.random.Generator) -> Arra
     if "type" in name:
         return np.zeros(shape, dtype)
     pixels = dtype == np.uint8 and len(shape) >= 3
-    high = 256 if pixels else 2 if is_extension(dtype) else _SMALL
-    return np.asarray(rng.integers(0, high, shape)).astype(dtype)
+    bound = 256 if pixels else 2 if is_extension(dtype) else high
+    return np.asarray(rng.integers(0, bound, shape)).astype(dtype)

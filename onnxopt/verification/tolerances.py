@@ -42,6 +42,8 @@ ROUNDING = MappingProxyType(
 SQNR_FLOOR_DB = 3.0
 SQNR_WARNING_DB = 10.0
 AGREEMENT_FLOOR = 0.5
+# Fewer feeds say little about how much an output varies between them.
+_FEEDS_TO_JUDGE = 4
 EFFECTS = ("exact", "rounding", "lossy")
 
 
@@ -89,7 +91,7 @@ def warnings(comparison: Comparison) -> list[str]:
     for output in comparison.outputs.values():
         if output.sqnr_db is not None and SQNR_FLOOR_DB <= output.sqnr_db < SQNR_WARNING_DB:
             found.append(f"output {output.name!r}: SQNR is only {output.sqnr_db:.1f} dB (below {SQNR_WARNING_DB:g} dB)")
-        elif output.sqnr_over_feeds_db is not None and output.sqnr_over_feeds_db < SQNR_FLOOR_DB <= _number(output):
+        elif comparison.feeds >= _FEEDS_TO_JUDGE and _over_feeds(output) < SQNR_FLOOR_DB <= _number(output):
             found.append(
                 f"output {output.name!r}: it hardly follows its inputs: its error is as large as the differences "
                 f"between feeds ({output.sqnr_over_feeds_db:.1f} dB)"
@@ -100,6 +102,10 @@ def warnings(comparison: Comparison) -> list[str]:
 def rounding_tolerance(dtype: str, compute_dtype: str | None = None) -> float:
     """max|d| / max|y| allowed for an output of `dtype` of a model that computes in `compute_dtype`."""
     return max(ROUNDING.get(name, ROUNDING["float32"]) for name in filter(None, (dtype, compute_dtype)))
+
+
+def _over_feeds(output: OutputComparison) -> float:
+    return math.inf if output.sqnr_over_feeds_db is None else output.sqnr_over_feeds_db
 
 
 def _number(output: OutputComparison) -> float:

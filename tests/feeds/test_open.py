@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from onnxopt.errors import FeedError
+from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds import Feeds, Split, open_feeds
+from onnxopt.runtime import Port
 from tests.feeds.ports import IDS, PICTURE, X, indices, row, save_rows
 
 
@@ -172,6 +174,21 @@ def test_without_any_data_inputs_are_made_up_loudly(tmp_path: Path) -> None:
     assert set(split.fit[0].inputs) == {"x", "ids"}
     real = open_feeds([], [X], evaluate=[save_rows(tmp_path / "final.npz", 2)])
     assert (real.synthetic, real.evaluate_synthetic) == (True, False)
+
+
+def test_made_up_inputs_are_tried_on_the_model() -> None:
+    def run(inputs: Any) -> None:
+        if inputs["ids"].shape != (1, 32):
+            raise PassError("too short", "feed more")
+
+    split = open_feeds([], [X, IDS], probe=run)
+    assert split.evaluate[0].inputs["ids"].shape == (1, 32)
+
+
+def test_open_feeds_of_another_model_are_checked_again() -> None:
+    feeds = open_feeds([[{"x": row(1, 2, 3)}]], [X]).fit
+    with pytest.raises(FeedError, match="expected float64"):
+        open_feeds([feeds], [Port("x", np.dtype(np.float64), ("N", 3))])
 
 
 def test_data_sets_of_another_model_are_passed_over_not_silently(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from typing import Any
+
 import ml_dtypes
 import numpy as np
 import pytest
 
-from onnxopt.errors import FeedError
-from onnxopt.feeds import synthetic_feeds
+from onnxopt.errors import FeedError, PassError
+from onnxopt.feeds import runnable_feeds, synthetic_feeds
 from onnxopt.runtime import Port
 
 FLOAT = np.dtype(np.float32)
@@ -65,7 +67,45 @@ def test_the_seed_decides() -> None:
     port = Port("x", FLOAT, (2, 3))
     first, again, other = (synthetic_feeds([port], seed=seed) for seed in (1, 1, 2))
     assert first.fingerprint == again.fingerprint != other.fingerprint
-    assert len({sample.inputs["x"].tobytes() for sample in first}) == len(first) == 8
+    assert len({sample.inputs["x"].tobytes() for sample in first}) == len(first) == 16
+
+
+def only(**shapes: tuple[int, ...]) -> Any:
+    """A model that runs on inputs of these shapes alone."""
+
+    def run(inputs: Any) -> None:
+        found = {name: value.shape for name, value in inputs.items()}
+        if found != shapes:
+            raise PassError(f"can't run on {found}", "feed other shapes")
+
+    return run
+
+
+def test_sizes_are_tried_until_the_model_runs() -> None:
+    ports = [Port("input", FLOAT, (None, None)), Port("state", FLOAT, (2, None, 128))]
+    feeds = runnable_feeds(ports, only(input=(1, 512), state=(2, 1, 128)))
+    assert feeds[0].inputs["input"].shape == (1, 512)
+    assert len({sample.inputs["input"].shape for sample in feeds}) == 1
+    usual = runnable_feeds(ports, lambda inputs: None)
+    assert usual[0].inputs["input"].shape == (1, 16)
+    shared = [Port("a", FLOAT, ("N", "S")), Port("b", FLOAT, ("S", 3))]
+    assert runnable_feeds(shared, only(a=(1, 32), b=(32, 3)))[0].inputs["b"].shape == (32, 3)
+
+
+def test_integers_shrink_for_short_tables() -> None:
+    def run(inputs: Any) -> None:
+        if inputs["ids"].max() > 3:
+            raise PassError("index out of bounds", "feed less")
+
+    feeds = runnable_feeds([Port("ids", INT, ("N", "S"))], run)
+    assert sorted(np.unique(feeds[0].inputs["ids"])) == [0, 1]
+
+
+def test_a_model_that_runs_on_nothing_is_said_with_its_reason() -> None:
+    with pytest.raises(FeedError, match="no inputs that were made up for it: can't run on"):
+        runnable_feeds([Port("x", FLOAT, ("N", 3))], only(x=(7, 7)))
+    fixed = [Port("x", FLOAT, (2, 3))]
+    assert len(runnable_feeds(fixed, only(x=(2, 3)), count=4)) == 4
 
 
 def test_what_cannot_be_made_up_is_said() -> None:
