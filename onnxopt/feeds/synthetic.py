@@ -28,8 +28,8 @@ _SHORT = 2
 class Synthetic:
     """`count` feeds drawn from a seed, by the name, type and shape of each input.
 
-    Floats are standard normal; integers lie below `high` (packed ones in 0..1), those of inputs named like a mask are 1 and
-    like a type 0; uint8 of rank 3 and more covers 0..255. Dimensions without a number: `sizes` by name ("N", or
+    Floats are standard normal; integers lie below `high` (packed ones in 0..1), those of inputs named like a mask are
+    1 and like a type 0; uint8 of rank 3 and more covers 0..255. Dimensions without a number: `sizes` by name ("N", or
     "input:axis" for one axis), else 1 on the first axis, 64 for the sides of a picture, `size` elsewhere; equal names
     get equal sizes.
     """

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import onnxopt
 from onnxopt.errors import LimitError, ModelError, OnnxoptError, PassError, UsageError
 from onnxopt.runtime.storage import load_values, save_values
 
@@ -59,7 +58,7 @@ def _command(folder: Path) -> list[str]:
 
 def _wait(command: list[str], folder: Path, path: Path, timeout: float) -> int:
     """The exit status of the command; its stderr goes into a file of the folder. Kills its group unless it ended."""
-    root = str(Path(onnxopt.__file__).parents[1])
+    root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with (folder / "stderr.txt").open("wb") as stderr:
         child = subprocess.Popen(
