@@ -55,9 +55,10 @@ class Int8(Pass):
         """Ranges of every tensor that may carry codes; channel means of layer inputs in the main graph."""
         layers = [found for found in find_layers(model) if isinstance(found, Layer)]
         tensors: dict[Variable, None] = {}
+        outputs = _outputs(model)
         for body in model.bodies():
             mine = [layer for layer in layers if layer.body is body]
-            tensors |= dict.fromkeys(plan(body, mine, _any, self.islands).codes)
+            tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, self.islands).codes)
             tensors |= dict.fromkeys(t for layer in mine if layer.needs_codes for t in (layer.raw, layer.output))
         means = [(layer.activation, _channel_axis(layer)) for layer in layers if layer.body is model.graph]
         return Requests(tuple(tensors), tuple(means) if self.correct_bias else ())
@@ -73,6 +74,7 @@ class _Quantization:
     def __init__(self, options: Int8, model: Model, context: Context) -> None:
         self.options, self.model, self.target = options, model, context.target
         self.statistics = context.statistics
+        self.outputs = _outputs(model)
         self.writer = QdqWriter(model)
         self.changes: list[Change] = []
         self.skipped: list[Skip] = []
@@ -125,17 +127,19 @@ class _Quantization:
         needed = [layer.activation, layer.output] if layer.needs_codes else [layer.activation]
         if any(self.statistics.range(tensor) is None for tensor in needed):
             return "no sample reached it"
-        if layer.needs_codes and layer.body.parent is None and _is_output(layer.output, layer.body):
+        if layer.needs_codes and layer.body.parent is None and id(layer.output) in self.outputs:
             return "its output is an output of the model, which stays float"
         return None
 
     def _quantize_body(self, body: Graph, layers: list[Layer]) -> list[Layer]:
         """Write the integer form of one body; returns the layers that got it."""
         if not self.options.all_layers:
-            layers, dropped = drop_unprofitable(body, layers, self._may_join, self._elements, self.target.costs)
+            layers, dropped = drop_unprofitable(
+                body, layers, self.outputs, self._may_join, self._elements, self.target.costs
+            )
             for layer in dropped:
                 self._skip(layer.node, f"converting its borders would cost more than {layer.row.kernel} saves")
-        island = plan(body, layers, self._may_join, self.options.islands)
+        island = plan(body, layers, self.outputs, self._may_join, self.options.islands)
         params = self._codes(island)
         weights = self._weights(layers, params)
         for layer in layers:
@@ -146,9 +150,9 @@ class _Quantization:
             self._connect(tensor, body, island, params[tensor])
         return layers
 
-    def _may_join(self, node: Node) -> bool:
+    def _may_join(self, tensor: Variable) -> bool:
         assert self.statistics is not None
-        return all(self.statistics.range(tensor) is not None for tensor in node.outputs if not tensor.is_empty())
+        return self.statistics.range(tensor) is not None
 
     def _elements(self, tensor: Variable) -> float:
         assert self.statistics is not None
@@ -294,8 +298,8 @@ class _Quantization:
         return notes
 
 
-def _any(_: Node) -> bool:
-    return True
+def _outputs(model: Model) -> set[int]:
+    return {id(tensor) for body in model.bodies() for tensor in body.outputs}
 
 
 def _key(layer: Layer) -> tuple[int, ...]:
@@ -305,10 +309,6 @@ def _key(layer: Layer) -> tuple[int, ...]:
 
 def _channel_axis(layer: Layer) -> int:
     return 1 if layer.layout is Layout.CONV else -1
-
-
-def _is_output(tensor: Variable, body: Graph) -> bool:
-    return any(tensor is output for output in body.outputs)
 
 
 def _within(params: QParams, clip: Node) -> bool:

@@ -28,7 +28,7 @@ class Islands:
     layers: those with an integer kernel. codes: the tensors that pass through Q and DQ. produced: those of them whose
     producer writes codes, so that every reader sees the rounded values. nodes: integer operators between layers, each
     with the tensors by which codes leave it (behind the Relu that they imply, if there is one). takers: all nodes that
-    read codes.
+    read codes. pads: the Pad nodes that go into their layers.
     """
 
     layers: list[Layer] = field(default_factory=list)
@@ -36,6 +36,11 @@ class Islands:
     produced: set[Variable] = field(default_factory=set)
     nodes: dict[Node, list[Variable]] = field(default_factory=dict)
     takers: set[Node] = field(default_factory=set)
+    pads: set[Node] = field(default_factory=set)
+
+    def reads_codes(self, node: Node) -> bool:
+        """Whether codes are all that `node` needs of its input."""
+        return node in self.takers or node in self.pads
 
 
 def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, grow: bool = True) -> Islands:
@@ -51,6 +56,7 @@ def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, 
     for leaving in island.nodes.values():
         island.produced.update(leaving)
     island.takers = {layer.node for layer in layers} | set(island.nodes)
+    island.pads = {layer.pad for layer in layers if layer.pad is not None}
     return island
 
 
@@ -124,7 +130,8 @@ def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) 
     else:
         gain = macs * (costs.float_mac - costs.integer_mac)
     convert = elements(layer.activation) * costs.convert + costs.node
-    sharers = [node for node in layer.activation.outputs if node is not layer.node and node in island.takers]
+    own = (layer.node, layer.pad)
+    sharers = [node for node in layer.activation.outputs if node not in own and island.reads_codes(node)]
     if layer.activation in island.produced:
         # left float, this layer would read the codes through a DequantizeLinear of its own
         gain += convert if not sharers else 0.0
@@ -132,7 +139,7 @@ def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) 
         gain -= convert
     if layer.output not in island.codes:
         return gain
-    readers = [node in island.takers for node in layer.output.outputs]
+    readers = [island.reads_codes(node) for node in layer.output.outputs]
     convert = elements(layer.output) * costs.convert + costs.node
     if not all(readers) or not readers:
         gain -= convert

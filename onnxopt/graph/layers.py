@@ -1,6 +1,7 @@
 """The layers of a body that have an integer kernel: node, weight, bias, and what follows them that they can take in.
 
-Conv -> Mul(2) -> Add(1) -> Relu        one layer: weight * 2, bias * 2 + 1, and codes that start at zero
+    Pad(zeros) -> Conv -> Mul(2) -> Add(1) -> Relu
+        one layer: pads of the Conv, weight * 2, bias * 2 + 1, and codes that start at zero
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ FloatArray = npt.NDArray[np.float32]
 class Layer:
     """A Conv, Gemm or MatMul with a constant float32 weight, in the body that holds it.
 
-    activation: the tensor it reads. chain: the nodes right behind it that scale or shift by constants, in order; they
-    go into weight and bias. raw: the tensor behind the chain. absorbed: the Relu or Clip behind that, if any.
+    activation: the tensor it reads, in front of `pad`: a Pad with zeros that goes into the Conv's pads, or None. chain:
+    the nodes right behind it that scale or shift by constants, in order; they go into weight and bias. raw: the tensor
+    behind the chain. absorbed: the Relu or Clip behind that, if any.
     """
 
     node: Node
@@ -32,6 +34,7 @@ class Layer:
     row: qdq.Row
     layout: Layout
     activation: Variable
+    pad: Node | None
     weight: Constant
     chain: tuple[Node, ...]
     raw: Variable
@@ -67,6 +70,13 @@ class Layer:
     def macs_per_output(self) -> int:
         """Multiply-adds behind one element of the output."""
         return int(self.weight.data.size) // max(1, self.channels)
+
+    def padding(self) -> list[int]:
+        """The Conv's pads with those of `pad` worked in: [begin of each spatial axis, end of each]."""
+        assert self.pad is not None
+        added = self.pad.inputs[1].values.reshape(2, -1)[:, 2:]
+        own = np.array(self.node.attrs.get("pads", [0] * added.size)).reshape(2, -1)
+        return [int(amount) for amount in (own + added).reshape(-1)]
 
     def parameters(self) -> tuple[FloatArray, FloatArray | None]:
         """Weight (its own shape) and bias [channels] or None, with the chain worked in."""
@@ -118,15 +128,17 @@ def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
 def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int]) -> Layer | tuple[Node, str]:
     layout = _layout(node)
     weight = node.inputs[1]
+    pad = _zero_pad(node)
+    activation = node.inputs[0] if pad is None else pad.inputs[0]
     chain = tuple(_chain(node, weight.shape[layout.axis], len(weight.shape), outputs))
     raw = chain[-1].outputs[0] if chain else node.outputs[0]
-    absorbed = _only_consumer(raw, outputs)
+    absorbed = only_consumer(raw, outputs)
     found = qdq.row(absorbed) if absorbed is not None else None
     if absorbed is None or found is None or found.role is not qdq.Role.FOLDED or absorbed.inputs[0] is not raw:
         absorbed = None
     elif found.refuses(absorbed) is not None:
         absorbed = None
-    layer = Layer(node, body, row, layout, node.inputs[0], weight, chain, raw, absorbed)
+    layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed)
     if layer.needs_codes and body.parent is None and id(layer.output) in outputs:
         return node, "its output is an output of the model, which stays float"
     return layer
@@ -136,6 +148,24 @@ def _layout(node: Node) -> Layout:
     if node.op == "Conv":
         return Layout.CONV
     return Layout.COLUMNS if node.attrs.get("transB", 0) else Layout.ROWS
+
+
+def _zero_pad(node: Node) -> Node | None:
+    """The Pad in front of a Conv that only adds constant amounts of zeros to spatial axes."""
+    tensor = node.inputs[0]
+    pad = tensor.inputs[0] if tensor.inputs else None
+    if node.op != "Conv" or pad is None or pad.kind != ("", "Pad") or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        return None
+    if pad.attrs.get("mode", "constant") != "constant" or len(pad.inputs) < 2 or not isinstance(pad.inputs[1], Constant):
+        return None
+    value = pad.inputs[2] if len(pad.inputs) > 2 and not pad.inputs[2].is_empty() else None
+    if value is not None and not (isinstance(value, Constant) and not value.values.any()):
+        return None
+    if len(pad.inputs) > 3 and not pad.inputs[3].is_empty():
+        return None
+    amounts = pad.inputs[1].values.reshape(2, -1)
+    spatial = amounts.shape[1] == len(node.inputs[1].shape) and not amounts[:, :2].any() and (amounts >= 0).all()
+    return pad if spatial and not isinstance(pad.inputs[0], Constant) else None
 
 
 def _is_bias(tensor: object, weight: Constant, node: Node) -> bool:
@@ -149,7 +179,7 @@ def _chain(node: Node, channels: int, rank: int, outputs: set[int]) -> Iterator[
     if node.op == "Conv":
         shapes.append((1, *shapes[0]))
     tensor = node.outputs[0]
-    while (follower := _only_consumer(tensor, outputs)) is not None:
+    while (follower := only_consumer(tensor, outputs)) is not None:
         if follower.kind[0] != "" or follower.op not in ("Mul", "Div", "Add", "Sub"):
             return
         at = 1 if follower.inputs[0] is tensor else 0
@@ -174,7 +204,7 @@ def _affine(node: Node) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64
     return value if node.op == "Mul" else 1.0 / value, np.zeros(1)
 
 
-def _only_consumer(tensor: Variable, outputs: set[int]) -> Node | None:
+def only_consumer(tensor: Variable, outputs: set[int]) -> Node | None:
     """The one node that reads `tensor` once, where nothing else does."""
     if id(tensor) in outputs or len(tensor.outputs) != 1:
         return None

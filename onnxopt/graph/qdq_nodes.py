@@ -111,8 +111,16 @@ class QdqWriter:
         self._touched[id(body)] = body
 
     def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> None:
-        """Let the layer's node make `layer.raw` itself: its chain goes, its bias becomes int32 codes (codes, scales)."""
+        """Let the layer's node make `layer.raw` from `layer.activation` itself: a Pad before and the chain behind go.
+
+        bias: its int32 codes and their scales, or None.
+        """
         node, body = layer.node, layer.body
+        if layer.pad is not None:
+            node.attrs["pads"] = layer.padding()
+            node.inputs[0] = layer.activation
+            if not layer.pad.outputs[0].outputs:
+                self.remove(layer.pad, body)
         for follower in layer.chain:
             self.remove(follower, body)
         if bias is None:
