@@ -193,7 +193,7 @@ def _without_data(
         beside = model_path.with_name(f"{model_path.stem}.feeds.npz")
         if beside.is_file():
             return _noted(split_feeds(opener.open([beside], labels), seed=seed, evaluate=final), f"feeds of {beside}")
-        feeds, problem = _data_sets_beside(opener, model_path.resolve().parent, labels)
+        feeds, problem = _data_sets_beside(opener, model_path.parent, labels)
         if feeds is not None:
             note = f"feeds of the data sets beside {model_path}"
             return _noted(split_feeds(feeds, seed=seed, evaluate=final), note)

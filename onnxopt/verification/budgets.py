@@ -290,7 +290,7 @@ def at_most(figure: float, limit: float, *scales: float) -> bool:
     if figure <= limit:
         return True
     scale = max((abs(number) for number in (figure, limit, *scales) if math.isfinite(number)), default=0.0)
-    return math.isfinite(figure) and figure - limit <= _ROUNDING * scale
+    return figure - limit <= _ROUNDING * scale
 
 
 def _verdict(budget: Budget, measured: float, passed: bool, reason: str, unit: str = "") -> Verdict:

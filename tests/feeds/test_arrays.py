@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,17 @@ def test_uncompressed_files_are_mapped_not_read(tmp_path: Path) -> None:
     source = ArrayFile(save_rows(tmp_path / "data.npz", 5), [X])
     assert isinstance(source._arrays["x"], np.memmap)
     assert not isinstance(source.read(0).values["x"], np.memmap)
+
+
+def test_a_header_that_promises_too_much_is_not_mapped(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (9, 3)})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + bytes(12))
+        archive.writestr("secret.npy", bytes(200))
+    with pytest.raises(FeedError, match="can't be read"):
+        ArrayFile(path, [X])
 
 
 def test_arrays_must_agree_on_the_number_of_samples(tmp_path: Path) -> None:

@@ -156,6 +156,8 @@ def test_a_value_finite_on_one_side_only_is_a_mismatch(bad: float) -> None:
 def test_argmax_of_nan_never_agrees() -> None:
     theirs = [np.full_like(y, np.nan) for y in Y]
     assert compare_one(Y, theirs).argmax_agreement == 0
+    # argmax of NaN alone is 0, which must not count as agreement with a true 0.
+    assert compare_one([np.array([[9, 1]], np.float32)], [np.full((1, 2), np.nan, np.float32)]).argmax_agreement == 0
 
 
 def test_a_shape_difference_disagrees_in_all_elements() -> None:
@@ -224,6 +226,13 @@ def test_sequences_and_maps_are_compared_part_by_part() -> None:
     assert compare_one(maps, [[{1: 0.25, 2: 0.5}]]).worst[0].index == (0, "2")
     assert compare_one(maps, [[{1: 0.25, 3: 0.75}]]).shape_mismatches == 2
     assert compare_one(ours, [np.zeros(2, np.float32)]).shape_mismatches == 1
+
+
+def test_a_feed_without_the_output_leaves_the_variance_over_feeds_open() -> None:
+    assert compare_one([Y[0], Y[1]], [Y[1], Y[0]]).sqnr_over_feeds_db is not None
+    assert compare_one([Y[0], Y[1], None], [Y[1], Y[0], None]).sqnr_over_feeds_db is None
+    ragged = [Y[0], Y[1], Y[2][:, :4]]
+    assert compare_one(ragged, [y + 1 for y in ragged]).sqnr_over_feeds_db is None
 
 
 def test_optionals_are_there_or_not() -> None:
