@@ -4,7 +4,7 @@ from onnxopt.verification.budgets import BUDGETS, Budget, Measured, Verdict, jud
 from onnxopt.verification.compare import Comparer, Comparison, OutputComparison, compare
 from onnxopt.verification.metrics import Metric, MetricChange, default_names, evaluate, measure
 from onnxopt.verification.outputs import RecordedOutputs
-from onnxopt.verification.tolerances import Failure, holds, rounding_tolerance, warnings
+from onnxopt.verification.tolerances import Failure, holds, reordering, rounding_tolerance, warnings
 
 __all__ = [
     "BUDGETS",
@@ -27,6 +27,7 @@ __all__ = [
     "metric_names",
     "parse",
     "parse_all",
+    "reordering",
     "rounding_tolerance",
     "warnings",
 ]

@@ -3,7 +3,8 @@
 | effect   | float outputs                                         | discrete outputs                         |
 |----------|-------------------------------------------------------|------------------------------------------|
 | exact    | every bit equal (any NaN equals any NaN)              | equal                                    |
-| rounding | max|d| <= ROUNDING[dtype] * max|y| per output         | equal                                    |
+| rounding | max|d| <= ROUNDING[dtype] * max|y| per output, or    | equal                                    |
+|          | 4 times the runtime's own reordering of that output   |                                          |
 | lossy    | SQNR >= 3 dB, warning below 10 dB; where shapes       | at least half of the elements equal      |
 |          | differ: at least half of the elements close           |                                          |
 
@@ -14,7 +15,7 @@ places than the reference has them. Shapes that differ fail unless the effect is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
@@ -24,8 +25,8 @@ import numpy as np
 from onnxopt.errors import NothingCompared
 from onnxopt.verification.compare import Comparison, OutputComparison
 
-# max|d| / max|y| that re-association may cost. onnxruntime's own reordering stays below 4e-7 for float32; 1e-5 leaves
-# room for deep, ill-conditioned models. Narrow types are computed in float32 and rounded once an operator: a few steps
+# max|d| / max|y| that re-association may cost. onnxruntime's own reordering of well-conditioned models stays below 4e-7
+# for float32; on some trained ones it reaches 1e-4, which `reordering` measures and `holds` allows for. Narrow types are computed in float32 and rounded once an operator: a few steps
 # of their epsilon (float16 9.8e-4, bfloat16 7.8e-3, float8 one step).
 ROUNDING = MappingProxyType(
     {
@@ -39,6 +40,9 @@ ROUNDING = MappingProxyType(
         "float8_e5m2fnuz": 0.25,
     }
 )
+# A rounding pass may reorder sums a few times as much as the runtime does, but never lose two digits.
+REORDERING_FACTOR = 4.0
+REORDERING_CEILING = 1e-2
 SQNR_FLOOR_DB = 3.0
 SQNR_WARNING_DB = 10.0
 AGREEMENT_FLOOR = 0.5
@@ -61,8 +65,29 @@ class Failure:
     limit: float | None = None
 
 
-def holds(comparison: Comparison, effect: str, *, compute_dtype: str | None = None) -> list[Failure]:
+def reordering(comparison: Comparison) -> dict[str, float]:
+    """max|d| / max|y| per float output between two runs of one model that differ only in how the runtime orders sums.
+
+    Give it the comparison of the unoptimized with the optimized session of the same model on the same feeds.
+    """
+    return {
+        name: output.relative
+        for name, output in comparison.outputs.items()
+        if output.kind == "float" and math.isfinite(output.relative) and not output.shape_mismatches
+    }
+
+
+def holds(
+    comparison: Comparison,
+    effect: str,
+    *,
+    compute_dtype: str | None = None,
+    noise: Mapping[str, float] | None = None,
+) -> list[Failure]:
     """What the comparison breaks of the promise `effect` ("exact", "rounding" or "lossy"); nothing when it holds.
+
+    noise: per output what `reordering` measured of the original; a rounding pass may cost REORDERING_FACTOR times that
+    where it is more than the table allows, up to REORDERING_CEILING.
 
     compute_dtype: the narrowest float type the model computes in, when that is narrower than its outputs (a float16
     model with float32 outputs); it sets the rounding tolerance. Raises NothingCompared when no feed or no output was
@@ -75,7 +100,7 @@ def holds(comparison: Comparison, effect: str, *, compute_dtype: str | None = No
         raise NothingCompared("no output was compared", "give at least one feed with --data")
     rules: dict[str, Callable[[OutputComparison], Failure | None]] = {
         "exact": _exact,
-        "rounding": lambda output: _rounding(output, compute_dtype),
+        "rounding": lambda output: _rounding(output, compute_dtype, (noise or {}).get(output.name, 0.0)),
         "lossy": _lossy,
     }
     for output in comparison.outputs.values():
@@ -137,7 +162,7 @@ def _exact(output: OutputComparison) -> Failure | None:
     return Failure(output.name, "exact", f"{_census(output)}{zeros}{_first(output)}", float(output.differing), 0.0)
 
 
-def _rounding(output: OutputComparison, compute_dtype: str | None) -> Failure | None:
+def _rounding(output: OutputComparison, compute_dtype: str | None, noise: float) -> Failure | None:
     if output.shape_mismatches or output.nonfinite_mismatches:
         return _broken(output, "rounding")
     if output.agreement is not None and output.agreement < 1:
@@ -145,6 +170,7 @@ def _rounding(output: OutputComparison, compute_dtype: str | None) -> Failure | 
     if output.kind == "discrete":
         return None
     limit = rounding_tolerance(output.dtype, compute_dtype)
+    limit = max(limit, min(REORDERING_FACTOR * noise, REORDERING_CEILING))
     if output.max_abs <= limit * output.max_reference or output.max_abs <= _tiny(output.dtype):
         return None
     reason = f"output {output.name!r}: max|d| is {output.relative:.3g} of max|y|, allowed is {limit:g}{_first(output)}"

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onnxopt.errors import NothingCompared
-from onnxopt.verification import Comparer, holds, rounding_tolerance, warnings
+from onnxopt.verification import Comparer, holds, reordering, rounding_tolerance, warnings
 from onnxopt.verification.tolerances import EFFECTS
 from tests.verification.builders import compare_values, random_outputs
 
@@ -192,3 +192,23 @@ def test_nothing_compared_is_no_success() -> None:
 def test_unknown_effects_are_refused() -> None:
     with pytest.raises(ValueError, match="'Exact'"):
         holds(compare_values(Y, Y), "Exact")
+
+
+def test_a_model_the_runtime_itself_reorders_that_much_may_round_more() -> None:
+    output = compare_values(Y, shifted(2e-4 * LARGEST))
+    name = next(iter(output.outputs))
+    assert holds(output, "rounding")
+    assert holds(output, "rounding", noise={name: 1e-4}) == []
+    assert holds(output, "rounding", noise={name: 1e-5})
+    assert holds(output, "rounding", noise={"another": 1e-4})
+
+
+def test_however_noisy_the_runtime_two_digits_are_never_lost() -> None:
+    output = compare_values(Y, shifted(0.02 * LARGEST))
+    name = next(iter(output.outputs))
+    assert holds(output, "rounding", noise={name: 1.0})
+
+
+def test_reordering_is_the_relative_difference_of_float_outputs() -> None:
+    found = reordering(compare_values(Y, shifted(1e-3 * LARGEST)))
+    assert list(found.values()) == [pytest.approx(1e-3, rel=1e-3)]
