@@ -25,9 +25,10 @@ import numpy as np
 from onnxopt.errors import NothingCompared
 from onnxopt.verification.compare import Comparison, OutputComparison
 
-# max|d| / max|y| that re-association may cost. onnxruntime's own reordering of well-conditioned models stays below 4e-7
-# for float32; on some trained ones it reaches 1e-4, which `reordering` measures and `holds` allows for. Narrow types are computed in float32 and rounded once an operator: a few steps
-# of their epsilon (float16 9.8e-4, bfloat16 7.8e-3, float8 one step).
+# max|d| / max|y| that re-association may cost. onnxruntime's own reordering of well-conditioned models stays below
+# 4e-7 for float32; on some trained ones it reaches 1e-4, which `reordering` measures and `holds` allows for. Narrow
+# types are computed in float32 and rounded once an operator: a few steps of their epsilon (float16 9.8e-4, bfloat16
+# 7.8e-3, float8 one step).
 ROUNDING = MappingProxyType(
     {
         "float64": 1e-13,
