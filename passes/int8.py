@@ -26,6 +26,7 @@ from onnxopt.graph import qdq, storage
 from onnxopt.graph.edit import label
 from onnxopt.graph.islands import Islands, drop_unprofitable, plan
 from onnxopt.graph.layers import Layer, find_layers
+from onnxopt.graph.precision import before_logarithms
 from onnxopt.graph.qdq_nodes import QdqWriter
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
@@ -33,6 +34,11 @@ from onnxopt.numerics.affine import QParams
 from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
+
+# body, its islands, and scale and zero-point of each tensor that carries codes
+BodyPlan = tuple[Graph, Islands, dict[Variable, QParams]]
+# a weight's codes, and as constants: codes, scales, zero-points
+Written = tuple[LayerWeight, Constant, Constant, Constant]
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Int8(Pass):
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
+    min_sqnr: float = option(15.0, "dB that 8 bits must leave of a layer's input and output", minimum=0.0)
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
 
     @property
@@ -75,30 +82,39 @@ class _Quantization:
         self.options, self.model, self.target = options, model, context.target
         self.statistics = context.statistics
         self.outputs = _outputs(model)
+        self.main_outputs = {id(tensor) for tensor in model.graph.outputs}
         self.writer = QdqWriter(model)
         self.changes: list[Change] = []
         self.skipped: list[Skip] = []
 
     def run(self) -> PassResult:
-        layers = self._candidates()
-        quantized: list[Layer] = []
+        candidates = self._candidates()
+        plans = []
         for body in self.model.bodies():
-            mine = [layer for layer in layers if layer.body is body]
+            mine = [layer for layer in candidates if layer.body is body]
             if mine:
-                quantized += self._quantize_body(body, mine)
-        stored = self._store({layer.node for layer in quantized}) if self.options.storage else 0
+                island = self._plan(body, mine)
+                plans.append((body, island, self._codes(island)))
+        weights = self._weights(plans)
+        for body, island, params in plans:
+            self._write_body(body, island, params, weights)
+        quantized = [layer for _, island, _ in plans for layer in island.layers]
+        stored = self._store({layer.node for layer in quantized})
         self.writer.finish()
         return PassResult(self.changes, self.skipped, self._notes(quantized, stored))
 
     def _candidates(self) -> list[Layer]:
         """Layers with everything known that an integer kernel needs; the others are skipped with the reason."""
         layers = []
+        logarithmic = before_logarithms(self.model)
         for found in list(find_layers(self.model)):
             if not isinstance(found, Layer):
                 self._skip(*found)
                 continue
             found = self._without_uncovered_clip(found)
-            reason = self._unknown(found)
+            reason = self._unfit(found)
+            if found.node in logarithmic:
+                reason = "its output goes into a logarithm, which needs relative accuracy"
             if reason is None:
                 layers.append(found)
             else:
@@ -121,34 +137,28 @@ class _Quantization:
             return replace(layer, absorbed=None)
         return layer
 
-    def _unknown(self, layer: Layer) -> str | None:
+    def _unfit(self, layer: Layer) -> str | None:
         if self.statistics is None:
             return "no real inputs to calibrate with"
-        needed = [layer.activation, layer.output] if layer.needs_codes else [layer.activation]
-        if any(self.statistics.range(tensor) is None for tensor in needed):
-            return "no sample reached it"
-        if layer.needs_codes and layer.body.parent is None and id(layer.output) in self.outputs:
+        if id(layer.output) in self.main_outputs and (layer.needs_codes or _read_by_layer(layer.output)):
             return "its output is an output of the model, which stays float"
+        for tensor in [layer.activation, layer.output] if layer.needs_codes else [layer.activation]:
+            found = self.statistics.range(tensor)
+            if found is None:
+                return "no sample reached it"
+            decibels = affine.expected_sqnr_db(found.minimum, found.maximum, found.mean_square)
+            if decibels < self.options.min_sqnr:
+                return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
 
-    def _quantize_body(self, body: Graph, layers: list[Layer]) -> list[Layer]:
-        """Write the integer form of one body; returns the layers that got it."""
+    def _plan(self, body: Graph, layers: list[Layer]) -> Islands:
         if not self.options.all_layers:
             layers, dropped = drop_unprofitable(
                 body, layers, self.outputs, self._may_join, self._elements, self.target.costs
             )
             for layer in dropped:
                 self._skip(layer.node, f"converting its borders would cost more than {layer.row.kernel} saves")
-        island = plan(body, layers, self.outputs, self._may_join, self.options.islands)
-        params = self._codes(island)
-        weights = self._weights(layers, params)
-        for layer in layers:
-            self._write_layer(layer, weights[_key(layer)], params)
-        for node in island.nodes:
-            self._write_node(node, body, params)
-        for tensor in island.codes:
-            self._connect(tensor, body, island, params[tensor])
-        return layers
+        return plan(body, layers, self.outputs, self._may_join, self.options.islands)
 
     def _may_join(self, tensor: Variable) -> bool:
         assert self.statistics is not None
@@ -183,19 +193,18 @@ class _Quantization:
         shared = {head: affine.activation_qparams(*bounds[head], self.target.activation) for head in bounds}
         return {tensor: shared[find(tensor)] for tensor in island.codes}
 
-    def _weights(
-        self, layers: list[Layer], params: dict[Variable, QParams]
-    ) -> dict[tuple[int, ...], tuple[LayerWeight, Constant, Constant, Constant]]:
+    def _weights(self, plans: list[BodyPlan]) -> dict[tuple[int, ...], Written]:
         """One set of codes for each weight, whatever the number of layers that share it."""
-        groups: dict[tuple[int, ...], list[Layer]] = {}
-        for layer in layers:
-            groups.setdefault(_key(layer), []).append(layer)
+        groups: dict[tuple[int, ...], list[tuple[Layer, QParams]]] = {}
+        for _, island, params in plans:
+            for layer in island.layers:
+                groups.setdefault(_key(layer), []).append((layer, params[layer.activation]))
         written = {}
         for key, sharers in groups.items():
-            layer = sharers[0]
+            layer = sharers[0][0]
             values, _ = layer.parameters()
-            biases = [(bias, params[s.activation].scale) for s in sharers if (bias := s.parameters()[1]) is not None]
-            bounded = self.target.saturates and not all(s.depthwise for s in sharers)
+            biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
+            bounded = self.target.saturates and not all(each.depthwise for each, _ in sharers)
             found = quantize_layer_weight(values, layer.layout, bounded, biases)
             base = layer.weight.name
             written[key] = (
@@ -206,9 +215,17 @@ class _Quantization:
             )
         return written
 
-    def _write_layer(
-        self, layer: Layer, weight: tuple[LayerWeight, Constant, Constant, Constant], params: dict[Variable, QParams]
+    def _write_body(
+        self, body: Graph, island: Islands, params: dict[Variable, QParams], weights: dict[tuple[int, ...], Written]
     ) -> None:
+        for layer in island.layers:
+            self._write_layer(layer, weights[_key(layer)], params)
+        for node in island.nodes:
+            self._write_node(node, body, params)
+        for tensor in island.codes:
+            self._connect(tensor, body, island, params[tensor])
+
+    def _write_layer(self, layer: Layer, weight: Written, params: dict[Variable, QParams]) -> None:
         found, codes, scales, zeros = weight
         values, bias = layer.parameters()
         bias = self._corrected(layer, values, bias, found)
@@ -261,7 +278,9 @@ class _Quantization:
         """Int8 codes for float weights that pay for it; returns how many weights."""
         written: dict[tuple[int, tuple[int, ...]], tuple[Constant, Constant]] = {}
         for found in list(storage.find_stored(self.model)):
-            if found.saved_bytes <= 0 or found.node in quantized or not np.isfinite(found.weight.values).all():
+            wanted = self.options.storage and found.saved_bytes > 0
+            between = storage.between_codes(found.node)
+            if not (wanted or between) or found.node in quantized or not np.isfinite(found.weight.values).all():
                 continue
             key = (found.weight.data.uid, found.kept)
             if key not in written:
@@ -274,16 +293,21 @@ class _Quantization:
                     self.writer.constant(f"{base}_codes", codes),
                     self.writer.constant(f"{base}_scale", scales),
                 )
-            self._write_stored(found, *written[key])
+            self._write_stored(found, between, *written[key])
         return len(written)
 
-    def _write_stored(self, found: storage.Stored, codes: Constant, scales: Constant) -> None:
+    def _write_stored(self, found: storage.Stored, between: bool, codes: Constant, scales: Constant) -> None:
         where = f"{label(found.node)}, weight {found.weight.name}"
         if found.node.op == "Gather":
             self.writer.rows(found.body, found.node, codes, scales)
             self.changes.append(Change("stored", where, "int8 rows, one scale each"))
             return
-        restored = self.writer.stored(found.body, codes, scales)
+        if between:
+            flat = self.writer.constant(f"{found.weight.name}_scale", scales.values.reshape(-1))
+            zeros = self.writer.constant(f"{found.weight.name}_zero_point", np.zeros(flat.shape, np.int8))
+            restored = self.writer.dequantize(found.body, codes, flat, zeros, found.kept[0])
+        else:
+            restored = self.writer.stored(found.body, codes, scales)
         self.writer.set_input(found.node, found.at, restored, found.body)
         self.changes.append(Change("stored", where, "int8, float again when the model is loaded"))
 
@@ -305,6 +329,11 @@ def _outputs(model: Model) -> set[int]:
 def _key(layer: Layer) -> tuple[int, ...]:
     """Layers with equal keys have equal weight values in the same layout."""
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
+
+
+def _read_by_layer(tensor: Variable) -> bool:
+    rows = [qdq.row(node) for node in tensor.outputs]
+    return any(row is not None and row.role is qdq.Role.LAYER for row in rows)
 
 
 def _channel_axis(layer: Layer) -> int:

@@ -38,6 +38,23 @@ class Stored:
         return 3 * self.weight.data.size - 4 * int(np.prod(self.scale_shape)) - NODE_BYTES
 
 
+def between_codes(node: Node) -> bool:
+    """Whether the runtime would quantize this float node's weight by itself, with one scale for the whole tensor.
+
+    It does so to a Conv, ConvTranspose or Gemm behind a DequantizeLinear that leads to a QuantizeLinear, with at most
+    Relu and Clip between (`weight_bias_quantization.cc`), unless the weight comes from a DequantizeLinear of its own.
+    """
+    if node.kind[0] != "" or node.op not in ("Conv", "ConvTranspose", "Gemm"):
+        return False
+    source = node.inputs[0].inputs
+    if not source or source[0].op != "DequantizeLinear":
+        return False
+    tensor = node.outputs[0]
+    while len(tensor.outputs) == 1 and tensor.outputs[0].op in ("Relu", "Clip"):
+        tensor = tensor.outputs[0].outputs[0]
+    return len(tensor.outputs) == 1 and bool(tensor.outputs[0].op == "QuantizeLinear")
+
+
 def find_stored(model: Model) -> Iterator[Stored]:
     """Every float32 weight of a listed operator, outside of local functions."""
     for body in model.bodies():

@@ -79,6 +79,17 @@ def _round_inside(scale: np.float32, bound: float, steps: int) -> np.float32:
     return max(scale, SMALLEST_SCALE)
 
 
+def expected_sqnr_db(minimum: float, maximum: float, mean_square: float) -> float:
+    """SQNR that rounding to 255 steps over [minimum, maximum] leaves: mean square over step^2 / 12, in dB.
+
+    inf for a tensor that is always zero.
+    """
+    step = (max(maximum, 0.0) - min(minimum, 0.0)) / 255
+    if step == 0.0:
+        return float("inf")
+    return float(10.0 * np.log10(max(mean_square, 1e-300) * 12.0 / step**2))
+
+
 def quantize(values: npt.NDArray[np.floating], params: QParams) -> Array:
     """Codes of `values`, any shape: round half to even, then saturate, as QuantizeLinear does."""
     info = np.iinfo(params.dtype)
