@@ -8,7 +8,7 @@ import click
 
 from onnxopt import __version__
 from onnxopt.cli.group import DefaultGroup, SectionCommand
-from onnxopt.cli.options import OUTPUT, RUN, budget_options, data_options, option, output_options, run_options
+from onnxopt.cli.options import DATA, OUTPUT, RUN, budget_options, data_options, option, output_options, run_options
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 PASSES = "Passes"
@@ -42,6 +42,7 @@ def root(context: click.Context) -> None:
     help="What a failing pass, always rolled back, does to the run. [stop]",
 )
 @data_options
+@option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up.")
 @budget_options
 @option("-o", "--output", metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.onnxopt.onnx]")
 @option("--force", is_flag=True, section=OUTPUT, help="Replace an existing output.")

@@ -42,6 +42,10 @@ class SectionCommand(click.Command):
                 formatter.write_dl(records, col_max=26)
 
 
+class Interrupted(BaseException):
+    """Ctrl-C. click would print an empty line of its own for KeyboardInterrupt."""
+
+
 class DefaultGroup(click.Group):
     """A group whose first word may be a model instead of a command: then `optimize` is meant."""
 
@@ -52,6 +56,13 @@ class DefaultGroup(click.Group):
                 self._refuse_typo(args[0])
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command. Raises Interrupted on Ctrl-C."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise Interrupted from error
 
     def _refuse_typo(self, word: str) -> None:
         if word.startswith("-") or any(mark in word for mark in "./\\") or Path(word).exists():

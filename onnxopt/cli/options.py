@@ -53,7 +53,6 @@ data_options = combined(
     option(
         "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds of each part."
     ),
-    option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up."),
     option(
         "--metric",
         "metrics",

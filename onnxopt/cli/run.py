@@ -12,7 +12,7 @@ from types import FrameType
 import click
 
 from onnxopt.cli.commands import root
-from onnxopt.cli.group import translate
+from onnxopt.cli.group import Interrupted, translate
 from onnxopt.cli.terminal import tell
 from onnxopt.errors import INTERRUPTED, OnnxoptError
 
@@ -30,8 +30,8 @@ def run(words: Sequence[str]) -> int:
         return _tell(error, verbose)
     except click.ClickException as error:
         return _tell(translate(error, root.commands), verbose)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("interrupted: nothing was written", err=True)
+    except (Interrupted, KeyboardInterrupt, click.Abort):
+        tell("interrupted", "an output is written whole or not at all, and last; run again")
         return INTERRUPTED
     except BrokenPipeError:
         # the reader went away; keep the interpreter from failing on it once more at exit

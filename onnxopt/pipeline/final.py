@@ -112,6 +112,8 @@ def conclude(
         kept = hard(failures)
         told += [f"{failure.reason}; the budgets given decide" for failure in failures if failure not in kept]
         failures = kept
+    if latency is not None and latency.low > 1:
+        told.append(f"it is slower: it takes {latency.ratio:.2f} times as long as the original")
     figures = budget_figures(verdicts, demands.budgets)
     broken = [
         f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed

@@ -103,11 +103,12 @@ def without(comparison: Comparison, names: frozenset[str]) -> Comparison:
 
 
 def random_outputs(model: Model, feeds: Feeds) -> frozenset[str]:
-    """Outputs that differ between two fresh sessions on the same input; only models with random operators have any."""
+    """Outputs that differ between two runs on the same input; only models with random operators have any."""
     if not any(node.op in _RANDOM for body in model.bodies() for node in body.nodes):
         return frozenset()
     inputs = feeds[0].inputs
-    one, other = (_session(model).run(inputs) for _ in range(2))
+    session = _session(model)
+    one, other = session.run(inputs), session.run(inputs)
     return frozenset(name for name in one if not equal(one[name], other[name]))
 
 

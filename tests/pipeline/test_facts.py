@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import hashlib
+import zlib
+from pathlib import Path
+
+import onnx
+
+from onnxopt.model import load
+from onnxopt.pipeline.facts import facts, sidecars
+from tests.pipeline.builders import CLASSES, HIDDEN, SIZE, classifier
+
+
+def test_facts_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(classifier(), path)
+    raw = path.read_bytes()
+    found = facts(load(path), path)
+    assert found.path == str(path)
+    assert found.file_bytes == len(raw)
+    assert found.sha256 == hashlib.sha256(raw).hexdigest()
+    assert found.compressed_bytes == len(zlib.compress(raw, 1))
+    assert found.parameters == SIZE * HIDDEN + HIDDEN * CLASSES
+    assert (found.nodes, found.opset, found.ir_version) == (4, 17, 8)
+
+
+def test_sidecars_count(tmp_path: Path) -> None:
+    path = tmp_path / "net.onnx"
+    onnx.save(classifier(), path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    assert sidecars(path) == [tmp_path / "weights.bin"]
+    weights = (tmp_path / "weights.bin").stat().st_size
+    assert weights >= 4 * (SIZE * HIDDEN + HIDDEN * CLASSES)
+    assert facts(load(path), path).file_bytes == path.stat().st_size + weights
+
+
+def test_facts_of_a_model_in_memory_are_those_of_the_file_it_makes(tmp_path: Path) -> None:
+    model = load(classifier())
+    here = facts(model)
+    path = model.save(tmp_path / "net.onnx")
+    there = facts(load(path), path)
+    assert (here.file_bytes, here.sha256, here.compressed_bytes) == (
+        there.file_bytes,
+        there.sha256,
+        there.compressed_bytes,
+    )

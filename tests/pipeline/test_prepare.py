@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import pytest
+
+from onnxopt.errors import UsageError
+from onnxopt.model import load
+from onnxopt.passbase import Effect, Pass
+from onnxopt.pipeline import prepare
+from onnxopt.pipeline.grammar import Step
+from onnxopt.pipeline.prepare import check_order, quantized_nodes, with_prepared
+from tests.pipeline.breaking_passes import QuantizeInput
+from tests.pipeline.builders import classifier
+
+
+def make(pass_name: str, *wanted: str, kind: Effect = Effect.EXACT) -> type[Pass]:
+    @dataclass(frozen=True)
+    class Made(Pass):
+        """Made for a test."""
+
+        name: ClassVar[str] = pass_name
+        prepare: ClassVar[tuple[str, ...]] = wanted
+
+        @property
+        def effect(self) -> Effect:
+            return kind
+
+    return Made
+
+
+KNOWN = {
+    made.name: made
+    for made in (
+        make("fold"),
+        make("fuse", "fold"),
+        make("thin", "fuse"),
+        make("pack", "fold", "fuse"),
+        make("egg", "hen"),
+        make("hen", "egg"),
+    )
+}
+
+
+@pytest.fixture(autouse=True)
+def _known_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prepare, "lookup", KNOWN.__getitem__)
+
+
+def names(*listed: str) -> list[str]:
+    """The prepared list, inserted passes written "fuse<thin"."""
+    steps = with_prepared([Step(KNOWN[name](), name) for name in listed])
+    return [f"{step.source}<{step.inserted_for}" if step.inserted_for else step.source for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (["fold"], ["fold"]),
+        (["thin"], ["fold<thin", "fuse<thin", "thin"]),
+        (["pack"], ["fold<pack", "fuse<pack", "pack"]),
+        (["fold", "thin"], ["fold", "fuse<thin", "thin"]),
+        (["thin", "pack"], ["fold<thin", "fuse<thin", "thin", "pack"]),
+        (["thin", "thin"], ["fold<thin", "fuse<thin", "thin", "thin"]),
+        (["thin", "fold"], ["fold<thin", "fuse<thin", "thin", "fold"]),
+    ],
+)
+def test_each_preparation_is_inserted_once_before_the_first_that_wants_it(
+    listed: list[str], expected: list[str]
+) -> None:
+    assert names(*listed) == expected
+
+
+def test_a_circle_of_preparations_ends() -> None:
+    assert names("egg") == ["hen<egg", "egg"]
+
+
+@pytest.mark.parametrize("effect", list(Effect))
+def test_only_rounding_passes_are_refused_after_quantization(effect: Effect) -> None:
+    model = load(classifier())
+    step = Step(make("late", kind=effect)(), "late")
+    check_order(step, model, 0)
+    QuantizeInput().run(model, None)  # type: ignore[arg-type]
+    assert quantized_nodes(model) == 2
+    check_order(step, model, 2)
+    if effect is Effect.ROUNDING:
+        with pytest.raises(UsageError, match="'late'"):
+            check_order(step, model, 0)
+    else:
+        check_order(step, model, 0)
