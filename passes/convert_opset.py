@@ -7,7 +7,7 @@ Only nodes whose operator changed its meaning or form in between are touched: `_
 them. All other changes of operators between opsets 7 and 23 take old nodes as they are: more types, negative axes, new
 attributes and inputs with neutral defaults (onnx's docs/Changelog.md; a test holds the table against onnx's schemas).
 Names, weights, metadata, docs, symbolic dims and the nodes of other domains stay as they are. If, Loop and Scan bodies
-and local functions are raised along. The IR version rises only where the operator set asks for it. Never lowers anything.
+and local functions are raised along. The IR version rises only where the operator set asks for it. Nothing is lowered.
 
 Each rule brings a node from the version before to its version and keeps the bits of onnxruntime's results: Upsample and
 the Resize of opset 10 place samples asymmetrically and take the floor (the ceiling, where they shrink: `Resize` in

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto, shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto, helper, shape_inference
 
 from onnxopt.model import Graph, Model
 from onnxopt.model.importer import describe
@@ -64,12 +64,46 @@ def _forget(graph: GraphProto, main: bool) -> None:
                 _forget(body, main=False)
 
 
+# Operators whose output has as many axes as their shape input, at this position, has elements.
+_SHAPE_INPUT = {"Reshape": 1, "ConstantOfShape": 0}
+_MAX_HINTS = 8
+
+
 def _inferred(proto: ModelProto, data_prop: bool = True) -> ModelProto | None:
-    try:
-        result: ModelProto = shape_inference.infer_shapes(proto, data_prop=data_prop)
-    except Exception:  # noqa: BLE001  inference raises many types on models the runtime accepts
-        return None
+    """The model with inferred descriptions; `proto` is changed on the way."""
+    for info in proto.graph.input:
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters write -1 for an open dim
+                dim.ClearField("dim_value")
+    for _ in range(_MAX_HINTS):
+        try:
+            result: ModelProto = shape_inference.infer_shapes(proto, data_prop=data_prop)
+        except Exception:  # noqa: BLE001  inference raises many types on models the runtime accepts
+            return None
+        hints = _rank_hints(result.graph)
+        if not hints:
+            break
+        proto.graph.value_info.extend(hints)
     return result
+
+
+def _rank_hints(graph: GraphProto) -> list[ValueInfoProto]:
+    """Ranks that onnx leaves open: the output of a Reshape to a computed shape has a rank all the same."""
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    dtypes = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+    for info in (*graph.input, *graph.value_info, *graph.output):
+        if info.type.tensor_type.HasField("shape"):
+            shapes[info.name] = tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
+    hints = []
+    for node in graph.node:
+        at = _SHAPE_INPUT.get(node.op_type)
+        if at is None or node.domain not in ("", "ai.onnx") or len(node.input) <= at or node.output[0] in shapes:
+            continue
+        length = shapes.get(node.input[at], ())
+        if len(length) == 1 and length[0] > 0 and dtypes.get(node.output[0]):
+            kind = dtypes[node.output[0]]
+            hints.append(helper.make_tensor_value_info(node.output[0], kind, [None] * length[0]))
+    return hints
 
 
 def _visit(body: Graph, proto: GraphProto, note: Callable[[Any, ValueInfoProto], None]) -> None:

@@ -245,7 +245,7 @@ def describe(info: ValueInfoProto) -> tuple[np.dtype | None, list[Dim] | None]:
 def _dim(dim: Any) -> Dim:
     kind = dim.WhichOneof("value")
     if kind == "dim_value":
-        return int(dim.dim_value)
+        return int(dim.dim_value) if dim.dim_value >= 0 else None  # some exporters write -1 for an open dim
     return str(dim.dim_param) if kind == "dim_param" else None
 
 
