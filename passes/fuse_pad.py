@@ -1,0 +1,114 @@
+"""Fuse Pad with zeros into the Conv that follows.
+
+    Before                                              After
+    t = Pad(x, {0, 0, 1, 1, 0, 0, 2, 2})                y = Conv(t, W) {pads: [1, 1, 2, 2]}
+    y = Conv(t, W)
+
+The Pad must add constant numbers of zeros around spatial axes only. onnxruntime's kernels for x86 give the same bits; a
+kernel that skips padded positions may add in another order, so this counts as rounding. Exporters that emulate "same"
+padding write such pairs; integer Conv kernels need the Pad to be gone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from onnx import AttributeProto
+
+from onnxopt.graph import label, remove_node
+from onnxopt.model import Constant, Graph, Model, Node
+from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip
+
+
+@dataclass(frozen=True)
+class FusePad(Pass):
+    """Fuse Pad with zeros into the Conv that follows."""
+
+    name: ClassVar[str] = "fuse_pad"
+    prepare: ClassVar[tuple[str, ...]] = ("fold_constants",)
+
+    @property
+    def effect(self) -> Effect:
+        """The same products, possibly added in another order."""
+        return Effect.ROUNDING
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Fuse in all bodies. A Pad that several nodes read stays until all of them are Convs that took it over."""
+        model.normalize()
+        changes: list[Change] = []
+        skipped: list[Skip] = []
+        outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+        for body in list(model.bodies()):
+            for pad in [node for node in body.nodes if node.kind == ("", "Pad")]:
+                name = label(pad)
+                reason = _reason_to_stay(pad, body, outputs)
+                if reason:
+                    skipped.append(Skip(name, reason))
+                    continue
+                convs = list({id(conv): conv for conv in pad.outputs[0].outputs}.values())
+                _fuse(pad, convs, body)
+                changes.append(Change("fused", name, f"into {', '.join(map(label, convs))}"))
+        return PassResult(changes, skipped)
+
+
+def _reason_to_stay(pad: Node, body: Graph, outputs: set[int]) -> str | None:
+    if any(isinstance(value, AttributeProto) for value in pad.attrs.values()):
+        return "an attribute is a parameter of the function it stands in"
+    if pad.attrs.get("mode", "constant") != "constant":
+        return f"it pads by {pad.attrs['mode']}, not with zeros"
+    if not _fills_with_zero(pad):
+        return "it does not pad with a constant zero"
+    amounts = _amounts(pad)
+    if amounts is None:
+        return "its pads are not constant"
+    begins, ends = amounts
+    if min(*begins, *ends) < 0 or any(begins[:2]) or any(ends[:2]):
+        return "it crops, or pads the batch or channel axis"
+    if id(pad.outputs[0]) in outputs or not pad.outputs[0].outputs:
+        return "its result is an output of the graph"
+    members = {id(node) for node in body.nodes}
+    for conv in pad.outputs[0].outputs:
+        if conv.kind != ("", "Conv") or id(conv) not in members or conv.inputs[0] is not pad.outputs[0]:
+            return f"{conv.op} {label(conv)} reads it, which has no pads of its own"
+        if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+            return f"Conv {label(conv)} chooses its own pads ({conv.attrs['auto_pad']})"
+        if not isinstance(conv.attrs.get("pads", []), list):
+            return f"the pads of Conv {label(conv)} are a parameter of its function"
+    return None
+
+
+def _fills_with_zero(pad: Node) -> bool:
+    if len(pad.inputs) > 2 and not pad.inputs[2].is_empty():
+        value = pad.inputs[2]
+        return isinstance(value, Constant) and bool(np.all(value.values.astype(np.float64) == 0))
+    return bool(pad.attrs.get("value", 0.0) == 0)
+
+
+def _amounts(pad: Node) -> tuple[list[int], list[int]] | None:
+    """Pads at the begin and the end of every axis; None where they are not constant. Attributes before opset 11."""
+    if len(pad.inputs) > 3 and not pad.inputs[3].is_empty():
+        return None
+    if len(pad.inputs) > 1:
+        given = pad.inputs[1].values.reshape(-1).tolist() if isinstance(pad.inputs[1], Constant) else None
+    else:
+        given = pad.attrs.get("pads")
+    if given is None or len(given) % 2 or len(given) < 6:
+        return None
+    return given[: len(given) // 2], given[len(given) // 2 :]
+
+
+def _fuse(pad: Node, convs: list[Node], body: Graph) -> None:
+    amounts = _amounts(pad)
+    assert amounts is not None
+    extra = [*amounts[0][2:], *amounts[1][2:]]
+    source = pad.inputs[0]
+    for conv in convs:
+        own = conv.attrs.get("pads") or [0] * len(extra)
+        if conv.attrs.get("auto_pad") == "VALID":
+            own = [0] * len(extra)
+            conv.attrs.pop("auto_pad")
+        conv.attrs["pads"] = [int(mine + more) for mine, more in zip(own, extra, strict=True)]
+        conv.inputs[0] = source
+    remove_node(pad, body)
