@@ -6,13 +6,13 @@ import hashlib
 import platform
 import zlib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 
-import onnxopt
 from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.model.files import INLINE_LIMIT, tensors_of
@@ -63,7 +63,7 @@ def feed_facts(split: Split) -> FeedFacts:
 def versions() -> dict[str, str]:
     """Versions of what has a say in the result."""
     return {
-        "onnxopt": onnxopt.__version__,
+        "onnxopt": metadata.version("onnxopt"),
         "onnx": str(onnx.__version__),
         "onnxruntime": str(onnxruntime.__version__),
         "numpy": np.__version__,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from onnxopt.errors import FeedError, NothingCompared, UsageError
 from onnxopt.feeds import Feeds
 from onnxopt.pipeline.figures import budget_figures, comparison_figures, latency_figures, metric_figures
 from onnxopt.pipeline.settings import Progress, Settings, silent
-from onnxopt.pipeline.stages import hard, without
+from onnxopt.pipeline.stages import hard, record_original, without
 from onnxopt.report import BudgetFigures, ComparisonFigures, LatencyFigures, MetricFigures
 from onnxopt.runtime import Session
 from onnxopt.runtime.latency import Latency, measure
@@ -29,6 +29,8 @@ from onnxopt.verification import (
 
 # budgets that say what the user means by good enough, in place of the quality floor
 _QUALITY = ("max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
+# above this ratio, with all of the 95 % interval, the report warns
+_SLOWER = 1.02
 RULES = {"exact": "every bit equal", "rounding": "rounding tolerance", "lossy": "quality floor"}
 
 
@@ -88,14 +90,16 @@ def conclude(
     rule: str,
     compute_dtype: str | None = None,
     random: frozenset[str] = frozenset(),
+    noise: Mapping[str, float] | None = None,
     progress: Progress = silent,
 ) -> Findings:
     """Compare on all feeds, measure metrics and latency, and judge the budgets.
 
-    rule: "rounding" or "lossy", what the outputs are held to. random: outputs that are not compared. Raises
-    NothingCompared when no output is left, FeedError when labels don't fit.
+    rule: "rounding" or "lossy", what the outputs are held to. random: outputs that are not compared. noise: what the
+    runtime's own reordering costs each output of the original. Raises NothingCompared when no output is left, FeedError
+    when labels don't fit.
     """
-    reference = RecordedOutputs(pair.reference, feeds, progress=_told(progress, "running the original"))
+    reference = record_original(pair.reference, feeds, _told(progress, "running the original"))
     candidate = RecordedOutputs(pair.candidate, feeds, progress=_told(progress, "running the result"))
     comparison = without(compare(reference, candidate), random)
     if not comparison.outputs and not comparison.missing:
@@ -106,13 +110,13 @@ def conclude(
     metrics = _metrics(demands, reference, candidate)
     latency = _latency(pair, feeds, settings, progress)
     verdicts = judge(demands.budgets, Measured(comparison, metrics, pair.sizes, latency))
-    failures = holds(comparison, rule, compute_dtype=compute_dtype)
+    failures = holds(comparison, rule, compute_dtype=compute_dtype, noise=noise)
     told = warnings(comparison)
     if demands.quality:
         kept = hard(failures)
         told += [f"{failure.reason}; the budgets given decide" for failure in failures if failure not in kept]
         failures = kept
-    if latency is not None and latency.low > 1:
+    if latency is not None and latency.low > _SLOWER:
         told.append(f"it is slower: it takes {latency.ratio:.2f} times as long as the original")
     figures = budget_figures(verdicts, demands.budgets)
     broken = [

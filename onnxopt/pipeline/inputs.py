@@ -48,15 +48,17 @@ class Inputs:
     def _open(
         self, model: Model, path: Path | None, given: list[Data], final: list[Data], labels: str | Path | None
     ) -> Split:
+        session = Session(model, optimize=False)
         split = open_feeds(
             given,
-            Session(model, optimize=False).inputs,
+            session.inputs,
             evaluate=final,
             labels=self.labels,
             evaluate_labels=labels,
             model_path=path,
             preprocessing=self.images,
             seed=self.seed,
+            probe=session.run,
         )
         return self._limited(split)
 

@@ -91,15 +91,17 @@ class Run:
         if stages is None:
             return judge_sizes(sizes, self.demands)
         threads = self.settings.threads
+        rule = self._rule(records)
         pair = Pair(Session(self.reference, threads=threads), Session(model, threads=threads), sizes)
         return conclude(
             pair,
             self.split.evaluate,
             self.demands,
             self.settings,
-            rule=self._rule(records),
+            rule=rule,
             compute_dtype=stages.compute_dtype,
             random=stages.random,
+            noise=stages.noise if rule == "rounding" else None,
             progress=self.progress,
         )
 

@@ -1,0 +1,126 @@
+"""The documents' code is run as it stands there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from onnxopt.cli.run import run
+from onnxopt.errors import OnnxoptError
+
+ROOT = Path(__file__).parents[2]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+WRITING = (ROOT / "docs" / "writing-a-pass.md").read_text()
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return [body for kind, body in BLOCK.findall(text) if kind == language]
+
+
+def files(text: str) -> dict[str, str]:
+    """Name -> content of the Python blocks that begin with `# file: NAME`."""
+    found = {}
+    for body in blocks(text, "python"):
+        head, _, rest = body.partition("\n")
+        assert head.startswith("# file: "), head
+        found[head.removeprefix("# file: ")] = rest
+    return found
+
+
+def commands(text: str) -> list[tuple[list[str], int]]:
+    """Words and expected exit code of every line of the sh blocks."""
+    found = []
+    for line in "".join(blocks(text, "sh")).splitlines():
+        command, _, note = line.partition("  # exit code ")
+        found.append((shlex.split(command), int(note or 0)))
+    return found
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder: the models of the checkout, and the files that the document has its reader write."""
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    for name, content in files(WRITING).items():
+        (tmp_path / name).write_text(content)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_commands_of_writing_a_pass_do_what_it_says(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    outputs = []
+    for words, code in commands(WRITING):
+        assert words[0] == "onnxopt"
+        assert run([*words[1:], *(["--latency-seconds", "0"] if words[1] != "passes" else [])]) == code
+        outputs.append(capsys.readouterr())
+    hard, boast, shown, four, tenth = outputs
+    assert "verdict   passed" in hard.out
+    assert "hard_gates" in hard.out
+    said = next(line for line in WRITING.splitlines() if line.strip().startswith("error:")).strip().removesuffix("...")
+    assert boast.err.startswith(said)
+    assert boast.err.splitlines()[1] in WRITING
+    assert "limit  largest |input| that is replaced" in shown.out
+    assert "1 replaced" in four.out
+    assert "its inputs exceed 0.1" in tenth.out
+    assert "verdict   unchanged" in tenth.out
+
+
+def test_the_python_of_writing_a_pass_runs(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "use.py"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "verdict   passed" in done.stdout
+    assert (folder / "gates.onnx").is_file()
+
+
+@pytest.mark.parametrize(
+    "path", ["README.md", "docs/design.md", "docs/writing-a-pass.md", "docs/cli.md", "CHANGELOG.md"]
+)
+def test_links_and_paths_lead_somewhere(path: str) -> None:
+    text = (ROOT / path).read_text()
+    targets = [target for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text) if "://" not in target]
+    for target in targets:
+        assert (ROOT / path).parent.joinpath(target).exists(), target
+    assert max(map(len, text.splitlines())) <= 200
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def rows(text: str, names: tuple[str, ...]) -> list[list[str]]:
+    return [line.split() for line in text.splitlines() if line.split()[:1] and line.split()[0] in names]
+
+
+def test_the_readme_shows_what_its_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = blocks(README, "sh")[0].partition(".venv/bin/onnxopt ")[2]
+    assert run([*shlex.split(command), "--latency-seconds", "0", "--target", "x86"]) == 0
+    printed = capsys.readouterr().out
+    names = ("file", "parameters", "nodes", "fuse_bn", "verdict", "written")
+    assert rows(blocks(README, "text")[0], names)
+    assert [row[:6] for row in rows(printed, names)] == [row[:6] for row in rows(blocks(README, "text")[0], names)]
+
+
+def test_ci_runs_the_second_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    filters = [line for line in script.splitlines() if line.startswith("command=$(awk ")]
+    program = filters[0].split("'")[1]
+    found = subprocess.run(
+        ["awk", program, "README.md"], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout == blocks(README, "sh")[1]
+    assert found.stdout.rstrip().endswith("-m pytest")
+
+
+def test_design_lists_the_dependencies_and_exit_codes_that_there_are() -> None:
+    design = (ROOT / "docs" / "design.md").read_text()
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for requirement in project["dependencies"]:
+        name = re.match(r"[\w-]+", requirement)
+        assert name is not None
+        assert f"| {name.group()} |" in design
+    for error in OnnxoptError.__subclasses__():
+        assert f"| {error.exit_code} |" in design
