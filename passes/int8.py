@@ -50,7 +50,7 @@ class Int8(Pass):
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
-    min_sqnr: float = option(15.0, "dB that 8 bits must leave of a layer's input and output", minimum=0.0)
+    min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs", minimum=0.0)
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
 
     @property
@@ -140,13 +140,15 @@ class _Quantization:
     def _unfit(self, layer: Layer) -> str | None:
         if self.statistics is None:
             return "no real inputs to calibrate with"
+        if self.model.opset < 13:
+            return f"operator set {self.model.opset} has no per-channel scales; 13 has"
         if id(layer.output) in self.main_outputs and (layer.needs_codes or _read_by_layer(layer.output)):
             return "its output is an output of the model, which stays float"
         for tensor in [layer.activation, layer.output] if layer.needs_codes else [layer.activation]:
             found = self.statistics.range(tensor)
             if found is None:
                 return "no sample reached it"
-            decibels = affine.expected_sqnr_db(found.minimum, found.maximum, found.mean_square)
+            decibels = affine.typical_sqnr_db(found.minimum, found.maximum, found.mean_absolute)
             if decibels < self.options.min_sqnr:
                 return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
@@ -227,6 +229,7 @@ class _Quantization:
 
     def _write_layer(self, layer: Layer, weight: Written, params: dict[Variable, QParams]) -> None:
         found, codes, scales, zeros = weight
+        absorbed = [Change("absorbed", label(node), f"into {layer.name}") for node in layer.chain]
         values, bias = layer.parameters()
         bias = self._corrected(layer, values, bias, found)
         restored = self.writer.dequantize(layer.body, codes, scales, zeros, layer.layout.axis % values.ndim)
@@ -238,7 +241,7 @@ class _Quantization:
         if self.target.saturates and not layer.depthwise:
             detail += f", scales {found.growth:.2f}x, largest pair sum {found.largest_pair} of 128"
         self.changes.append(Change("quantized", layer.name, detail))
-        self.changes += [Change("absorbed", label(node), f"into {layer.name}") for node in layer.chain]
+        self.changes += absorbed
 
     def _corrected(
         self, layer: Layer, values: np.ndarray, bias: np.ndarray | None, found: LayerWeight

@@ -87,20 +87,20 @@ class _Totals:
         self.tensors = list(probe.measured) + [tensor for _, tensors in probe.vectors for tensor in tensors]
         size = len(self.tensors)
         self.minimum, self.maximum = np.full(size, np.inf), np.full(size, -np.inf)
-        self.squares, self.count = np.zeros(size), np.zeros(size, np.int64)
+        self.absolutes, self.count = np.zeros(size), np.zeros(size, np.int64)
         self.means: dict[Variable, tuple[npt.NDArray[np.float64], int]] = {}
 
     def add(self, outputs: dict[str, Any], source: str) -> None:
         """Merge the figures of one sample."""
-        low, high, squares, count = (self._figure(outputs, i) for i in range(4))
+        low, high, absolutes, count = (self._figure(outputs, i) for i in range(4))
         seen = count > 0
-        # NaN shows in the squares only; squares of finite values may overflow, as those of attention masks do
-        bad = seen & (np.isnan(squares) | ~np.isfinite(low) | ~np.isfinite(high))
+        # NaN shows in the magnitudes only; their sum may overflow where all values are finite, as with attention masks
+        bad = seen & (np.isnan(absolutes) | ~np.isfinite(low) | ~np.isfinite(high))
         if bad.any():
             raise _not_finite(self.tensors[int(np.argmax(bad))].name, source)
         self.minimum = np.minimum(self.minimum, np.where(seen, low, np.inf))
         self.maximum = np.maximum(self.maximum, np.where(seen, high, -np.inf))
-        self.squares += np.where(seen, squares, 0.0)
+        self.absolutes += np.where(seen, absolutes, 0.0)
         self.count += count
         for name, tensor in self.probe.means:
             self._add_mean(tensor, outputs[name], source)
@@ -124,9 +124,9 @@ class _Totals:
         for i, tensor in enumerate(self.tensors):
             count = int(self.count[i])
             if count:
-                mean_square = float(self.squares[i]) / count
+                mean_absolute = float(self.absolutes[i]) / count
                 low, high = float(self.minimum[i]), float(self.maximum[i])
-                statistics.record_range(tensor, Range(low, high, count, mean_square))
+                statistics.record_range(tensor, Range(low, high, count, mean_absolute))
         for tensor, (sum_of_means, samples) in self.means.items():
             statistics.record_mean(tensor, sum_of_means / samples)
 

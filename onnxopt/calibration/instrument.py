@@ -1,6 +1,6 @@
 """Reductions added to a model so that it reports the statistics of its own tensors.
 
-Per tensor four scalars: minimum, maximum, sum of squares (also the only one of the three that reliably spreads NaN) and
+Per tensor four scalars: minimum, maximum, sum of magnitudes (also the only one of the three that reliably spreads NaN) and
 number of elements. In the main graph they become outputs as they are. In an If, Loop or Scan body they are gathered into
 four vectors that leave through added outputs of the body:
 
@@ -36,7 +36,7 @@ class Figure:
 FIGURES = (
     Figure("minimum", "Min", np.inf, np.float32),
     Figure("maximum", "Max", -np.inf, np.float32),
-    Figure("squares", "Add", 0.0, np.float64),
+    Figure("absolutes", "Add", 0.0, np.float64),
     Figure("count", "Add", 0, np.int64),
 )
 # One tensor per figure, each scalar or a vector with one entry per tensor measured.
@@ -104,10 +104,10 @@ class Instrument:
             tensor = self._add(body, "Cast", [tensor], np.float32, to=1)
         low = self._add(body, "ReduceMin", [tensor], np.float32, keepdims=0)
         high = self._add(body, "ReduceMax", [tensor], np.float32, keepdims=0)
-        squares = self._add(body, "ReduceSumSquare", [tensor], np.float32, keepdims=0)
-        squares = self._add(body, "Cast", [squares], np.float64, to=11)
+        absolutes = self._add(body, "ReduceL1", [tensor], np.float32, keepdims=0)
+        absolutes = self._add(body, "Cast", [absolutes], np.float64, to=11)
         count = self._add(body, "Size", [tensor], np.int64)
-        bundle = (low, high, squares, count)
+        bundle = (low, high, absolutes, count)
         for scalar in bundle:
             scalar.shape = []
         return bundle
@@ -211,8 +211,8 @@ class Instrument:
 
 
 def _four(bundle: Bundle) -> tuple[str, str, str, str]:
-    low, high, squares, count = bundle
-    return low.name, high.name, squares.name, count.name
+    low, high, absolutes, count = bundle
+    return low.name, high.name, absolutes.name, count.name
 
 
 def _homes(model: Model, wanted: dict[Variable, Variable]) -> dict[Graph, list[Variable]]:

@@ -15,7 +15,7 @@ T = TypeVar("T")
 class Requests:
     """Statistics wanted, over all feeds.
 
-    ranges: floating-point tensors of any body whose minimum, maximum, mean square and element count are wanted.
+    ranges: floating-point tensors of any body whose minimum, maximum, mean magnitude and element count are wanted.
     channel_means: (tensor, axis) of the main graph whose mean over all other axes is wanted, one value per channel.
     """
 

@@ -12,12 +12,12 @@ from onnxopt.model import Variable
 
 @dataclass(frozen=True)
 class Range:
-    """One tensor over all feeds: extreme values, mean of squares, and how many elements were seen in all."""
+    """One tensor over all feeds: extreme values, mean magnitude, and how many elements were seen in all."""
 
     minimum: float
     maximum: float
     count: int
-    mean_square: float
+    mean_absolute: float
 
 
 @dataclass

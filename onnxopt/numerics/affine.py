@@ -79,15 +79,16 @@ def _round_inside(scale: np.float32, bound: float, steps: int) -> np.float32:
     return max(scale, SMALLEST_SCALE)
 
 
-def expected_sqnr_db(minimum: float, maximum: float, mean_square: float) -> float:
-    """SQNR that rounding to 255 steps over [minimum, maximum] leaves: mean square over step^2 / 12, in dB.
+def typical_sqnr_db(minimum: float, maximum: float, mean_absolute: float) -> float:
+    """Decibels between the mean |x| and the rounding noise step / sqrt(12) of 255 steps over [minimum, maximum].
 
-    inf for a tensor that is always zero.
+    Unlike the SQNR, which outliers raise with their own power, this falls when a few outliers stretch the range far
+    beyond all other values. inf for a tensor that is always zero.
     """
     step = (max(maximum, 0.0) - min(minimum, 0.0)) / 255
     if step == 0.0:
         return float("inf")
-    return float(10.0 * np.log10(max(mean_square, 1e-300) * 12.0 / step**2))
+    return float(20.0 * np.log10(max(mean_absolute, 1e-150) * 12.0**0.5 / step))
 
 
 def quantize(values: npt.NDArray[np.floating], params: QParams) -> Array:

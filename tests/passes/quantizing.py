@@ -53,7 +53,9 @@ def quantize(
     """Calibrate `model` on `feeds` and run the pass on it, in place; every layer unless options say otherwise."""
     quantizer = Int8(**{"all_layers": True, **options})
     statistics = None if feeds is None else collect(model, quantizer.needs(model), samples(feeds))
-    return quantizer.run(model, Context(statistics=statistics, target=resolve(target)))
+    result = quantizer.run(model, Context(statistics=statistics, target=resolve(target)))
+    model.normalize()
+    return result
 
 
 def optimized(model: Model, folder: Path) -> tuple[Counter[str], onnx.GraphProto]:
