@@ -263,6 +263,8 @@ class _Folder:
         sources = _sources(node, plan)
         if any(constant.data.sparse is not None for constant in sources):
             return "it would store a sparse tensor densely"
+        if self._rounds_halves(node, plan):
+            return "the runtime computes 16-bit floats in float32 and would not round this result to 16 bits"
         new = {plan.key(tensor, body): tensor for tensor in wanted if plan.key(tensor, body) not in plan.keys}
         size = sum(self._nbytes(tensor) or 0 for tensor in new.values())
         held = sum(constant.data.nbytes for constant in sources)
@@ -278,6 +280,18 @@ class _Folder:
         self.budget -= growth
         plan.keys.update(new)
         return None
+
+    def _rounds_halves(self, node: Node, plan: _Plan) -> bool:
+        """Whether a 16-bit float is computed on the way; onnxruntime's insert_cast_transformer.cc keeps it wide."""
+        return any(
+            not (row := operators.info(member)) or not row.moves
+            for member in _cone([node], plan)
+            if any(self._is_half(tensor) for tensor in member.outputs)
+        )
+
+    def _is_half(self, tensor: Any) -> bool:
+        dtype = self.facts.get(id(tensor), Fact()).dtype
+        return dtype is not None and dtype.name in ("float16", "bfloat16")
 
     def _paid(self, size: int, sources: list[Constant], plan: _Plan) -> int:
         """How many of `size` bytes are won back by constants that nothing will read any more."""

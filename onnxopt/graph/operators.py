@@ -21,11 +21,13 @@ class Operator:
     pure: same inputs, same outputs, no other effect. foldable: pure, and computing it ahead of time loses nothing that
     the runtime or a later reader needs (quantization operators mark where integers are meant). shrinks: its outputs
     hold at most as many elements as its first input times that input's rank, whatever its shape inference knows.
+    moves: every element of its first output is an element of an input or a fill value, not rounded on the way.
     """
 
     pure: bool
     foldable: bool
     shrinks: bool = False
+    moves: bool = False
 
 
 _FOLDABLE = """
@@ -50,8 +52,13 @@ StringConcat StringNormalizer StringSplit TfIdfVectorizer
 """
 _SHRINKING = frozenset({"Compress", "NonZero", "Unique", "NonMaxSuppression"})
 
+_MOVING = """
+CenterCropPad Compress Concat ConstantOfShape DepthToSpace Expand Flatten Gather GatherElements GatherND Identity OneHot
+Pad Reshape ReverseSequence Slice SpaceToDepth Split Squeeze Tile Transpose Trilu Unique Unsqueeze Where
+"""
+
 _TABLE: dict[tuple[str, str], Operator] = {
-    **{("", op): Operator(True, True, op in _SHRINKING) for op in _FOLDABLE.split()},
+    **{("", op): Operator(True, True, op in _SHRINKING, op in _MOVING.split()) for op in _FOLDABLE.split()},
     **{("", op): Operator(True, False) for op in _PURE_ONLY.split()},
 }
 

@@ -1,0 +1,68 @@
+"""Run every pass, alone and all together, over all of onnx's backend test models.
+
+    python -m tests.conformance [--every N] [--verbose] [PASS ...]
+
+Each model is taken as it is and with its inputs frozen into initializers. Prints a table of verdicts and every fault;
+the exit code is 1 if there is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+
+from onnxopt.passbase import Pass, lookup
+from tests.conformance.corpus import Case, cases, frozen
+from tests.conformance.judge import Verdict, judge
+
+PASSES = (
+    "dedup:min_bytes=0",
+    "fold_constants",
+    "fuse_bn",
+    "fuse_pad",
+    "convert_opset",
+    "convert_opset:opset=18",
+    "prune",
+)
+
+
+def make(text: str) -> Pass:
+    """A pass from its textual form, `name:option=value`."""
+    name, *settings = text.split(":")
+    return lookup(name).parse(dict(setting.split("=", 1) for setting in settings))
+
+
+def main(arguments: list[str]) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance")
+    parser.add_argument("passes", nargs="*", default=PASSES, help="passes, each as name:option=value")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="take every Nth model only")
+    parser.add_argument("--verbose", action="store_true", help="print what passes refused, too")
+    options = parser.parse_args(arguments)
+    chosen = cases()[:: options.every]
+    columns: dict[str, list[Pass]] = {text: [make(text)] for text in options.passes}
+    if len(columns) > 1:
+        columns["all together"] = [make(text) for text in options.passes]
+    counts: dict[str, Counter[Verdict]] = {name: Counter() for name in columns}
+    for case in chosen:
+        for variant in (case, frozen(case)):
+            if variant is not None:
+                _judge(variant, columns, counts, options.verbose)
+    print(f"{len(chosen)} models, as they are and frozen")
+    print(f"{'':24}" + "".join(f"{verdict.value:>11}" for verdict in Verdict))
+    for name, counter in counts.items():
+        print(f"{name:24}" + "".join(f"{counter[verdict]:11}" for verdict in Verdict))
+    return int(any(counter[verdict] for counter in counts.values() for verdict in Verdict if verdict.is_fault))
+
+
+def _judge(case: Case, columns: dict[str, list[Pass]], counts: dict[str, Counter[Verdict]], verbose: bool) -> None:
+    for name, passes in columns.items():
+        verdict, detail = judge(case, passes)
+        counts[name][verdict] += 1
+        if verdict.is_fault or (verbose and verdict is Verdict.REFUSED):
+            print(f"{verdict.value}: {case.name} after {name}: {detail}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
