@@ -23,6 +23,7 @@ from onnxopt.pipeline import (
     Settings,
     VerdictError,
     check_output,
+    failed_path,
     parse,
     silent,
 )
@@ -105,6 +106,8 @@ def optimize(
     written = Path(output) if output is not None else None
     if written is not None and not dry_run:
         check_output(written, source, force)
+        if keep_failed:
+            check_output(failed_path(written), source, force=True)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
     opened = inputs.open(reference, source)
     run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, progress)

@@ -5,7 +5,7 @@ from onnxopt.pipeline.final import Demands
 from onnxopt.pipeline.grammar import PassLike, Step, canonical, parse
 from onnxopt.pipeline.inputs import FeedsLike, Inputs
 from onnxopt.pipeline.optimize import Run
-from onnxopt.pipeline.output import check_output
+from onnxopt.pipeline.output import check_output, failed_path
 from onnxopt.pipeline.result import Result, VerdictError
 from onnxopt.pipeline.settings import Progress, Settings, silent
 
@@ -23,6 +23,7 @@ __all__ = [
     "canonical",
     "check",
     "check_output",
+    "failed_path",
     "parse",
     "silent",
 ]

@@ -19,7 +19,8 @@ from onnxopt.model.files import INLINE_LIMIT, tensors_of
 from onnxopt.report import FeedFacts, ModelFacts
 
 _CHUNK = 1 << 22
-_COMPRESS_UP_TO = 256 << 20
+# compressing takes a second for every 16 MiB
+_COMPRESS_UP_TO = 16 << 20
 
 
 def facts(model: Model, path: Path | None = None) -> ModelFacts:
@@ -33,8 +34,7 @@ def facts(model: Model, path: Path | None = None) -> ModelFacts:
         size, sha256 = len(raw), hashlib.sha256(raw).hexdigest()
         compressed = _compressed(size, [iter([raw])])
     else:
-        # an estimate that leaves out the padding of the sidecar
-        size, sha256, compressed = model.skeleton()[0].ByteSize() + model.nbytes(), None, None
+        size, sha256, compressed = file_bytes(model), None, None
     return ModelFacts(
         path=str(path) if path is not None else None,
         sha256=sha256,
@@ -45,6 +45,13 @@ def facts(model: Model, path: Path | None = None) -> ModelFacts:
         opset=model.opset,
         ir_version=model.ir_version,
     )
+
+
+def file_bytes(model: Model) -> int:
+    """Bytes of the file that the model would make; above 2 GB an estimate without the padding of its sidecar."""
+    if model.nbytes() <= INLINE_LIMIT:
+        return int(model.to_proto().ByteSize())
+    return int(model.skeleton()[0].ByteSize()) + model.nbytes()
 
 
 def feed_facts(split: Split) -> FeedFacts:

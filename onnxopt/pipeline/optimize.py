@@ -12,7 +12,7 @@ from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.passbase import Effect
 from onnxopt.pipeline import output as files
-from onnxopt.pipeline.facts import facts, feed_facts, versions
+from onnxopt.pipeline.facts import facts, feed_facts, file_bytes, versions
 from onnxopt.pipeline.final import Demands, Findings, Pair, conclude, judge_sizes
 from onnxopt.pipeline.grammar import Step, canonical
 from onnxopt.pipeline.passes import Runner
@@ -63,10 +63,10 @@ class Run:
         try:
             runner.run(with_prepared(self.steps))
             findings = self._conclude(model, original, runner.records, stages)
+            result = self._finish(model, original, runner.records, stages, findings)
         except OnnxoptError as error:
             self._write_reports(self._failure(original, runner.records, error))
             raise
-        result = self._finish(model, original, runner.records, stages, findings)
         self._write_reports(result.report)
         if result.report.verdict is Verdict.FAILED and not self.settings.keep_failed:
             raise VerdictError(
@@ -87,7 +87,7 @@ class Run:
     ) -> Findings:
         if not _changed(records) and not self.demands.budgets and not self.demands.metrics:
             return Findings()
-        sizes = (original.file_bytes, facts(model).file_bytes)
+        sizes = (original.file_bytes, file_bytes(model))
         if stages is None:
             return judge_sizes(sizes, self.demands)
         threads = self.settings.threads

@@ -39,7 +39,7 @@ class Status(enum.Enum):
 class ModelFacts:
     """One model as it lies on disk or would lie there. sha256: of the model file, without sidecars.
 
-    file_bytes: the file and its sidecars. compressed_bytes: the same after zlib level 1, None above 256 MiB.
+    file_bytes: the file and its sidecars. compressed_bytes: the same after zlib level 1, None above 16 MiB.
     """
 
     path: str | None

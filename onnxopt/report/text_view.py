@@ -14,6 +14,8 @@ from onnxopt.report.record import ComparisonFigures, ModelFacts, OutputFigures, 
 WIDTH = 80
 # how many nodes are named behind a count
 _NAMED = 3
+# how many reasons for leaving nodes alone
+_REASONS = 10
 _GOOD = (Verdict.PASSED, Verdict.SYNTHETIC, Verdict.UNCHANGED)
 
 
@@ -39,7 +41,7 @@ def lines(report: Report, detail: int = 0) -> Iterator[Line]:
         _models(report),
         _passes(report.passes),
         _changes(report.passes) if detail else [],
-        _skips(report.passes, WIDTH if detail else _NAMED),
+        _skips(report.passes, detail),
         _notes(report.passes),
         _comparison(report.comparison),
         _feeds(report),
@@ -136,7 +138,7 @@ def _outcome(record: PassRecord) -> tuple[str, str]:
         return "nothing to do", "dim"
     counts: dict[str, int] = {}
     for change in record.changes:
-        counts[change.kind] = counts.get(change.kind, 0) + 1
+        counts[change.kind] = counts.get(change.kind, 0) + change.count
     return ", ".join(f"{number} {kind}" for kind, number in counts.items()) or "changed", "plain"
 
 
@@ -151,15 +153,18 @@ def _change(change: Change) -> str:
     return f"{change.kind} {change.where}" + (f": {change.detail}" if change.detail else "")
 
 
-def _skips(records: Sequence[PassRecord], named: int) -> Iterator[Line]:
-    if not any(record.skipped for record in records):
+def _skips(records: Sequence[PassRecord], detail: int) -> Iterator[Line]:
+    groups = [(record.name, *group) for record in records for group in _by_reason(record.skipped)]
+    if not groups:
         return
     yield (Span("left alone", "head"),)
-    for record in records:
-        for reason, nodes in _by_reason(record.skipped):
-            listed = ", ".join(nodes[:named]) + (", ..." if len(nodes) > named else "")
-            text = f"{record.name}: {q.count(len(nodes))} x {reason}: {listed}"
-            yield from ((Span(line),) for line in _wrapped(text))
+    shown = groups if detail else groups[:_REASONS]
+    for name, reason, nodes in shown:
+        named = len(nodes) if detail else _NAMED
+        listed = ", ".join(nodes[:named]) + (", ..." if len(nodes) > named else "")
+        yield from ((Span(line),) for line in _wrapped(f"{name}: {q.count(len(nodes))} x {reason}: {listed}"))
+    if len(groups) > len(shown):
+        yield (Span(f"  and {len(groups) - len(shown)} reasons more; -v lists them", "dim"),)
 
 
 def _by_reason(skipped: Iterable[Skip]) -> list[tuple[str, list[str]]]:

@@ -173,6 +173,13 @@ def test_a_broken_budget_writes_nothing_unless_told_to_keep_it(example: Example)
     assert kept.path.exists()
 
 
+def test_a_kept_failure_never_replaces_the_input(example: Example) -> None:
+    model, data = example
+    source = model.rename(model.with_name("small.failed.onnx"))
+    with pytest.raises(UsageError, match="is the input itself"):
+        run((source, data), Round(step=0.3), output=model.with_name("small.onnx"), keep_failed=True)
+
+
 def test_kept_budgets_are_told_with_their_figures(example: Example) -> None:
     report = run(example, Round(step=0.05), max_drop="top1=1pt", min_sqnr="20dB", max_size="1.5x").report
     assert [(budget.name, budget.passed) for budget in report.budgets] == [

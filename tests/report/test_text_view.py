@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from onnxopt.passbase import Skip
 from onnxopt.report import OutputFigures, Report, Verdict
 from onnxopt.report.text_view import WIDTH, lines, plain
 from tests.report.examples import check_report, full_report
@@ -68,6 +69,17 @@ def test_detail_lists_every_change_and_skip() -> None:
     shown = text(full_report(), 1)
     assert "removed conv1: 8 of 32 channels" in shown
     assert "/blocks.4/conv" in shown
+
+
+def test_many_reasons_are_cut_short_unless_asked_for() -> None:
+    report = full_report()
+    skipped = tuple(Skip(f"node{at}", f"reason {at}") for at in range(14))
+    report = replace(report, passes=(replace(report.passes[1], skipped=skipped),))
+    shown = text(report)
+    assert "reason 9: node9" in shown
+    assert "reason 10" not in shown
+    assert "and 4 reasons more; -v lists them" in shown
+    assert "reason 13: node13" in text(report, 1)
 
 
 def test_a_failing_output_is_listed_first_with_its_problem() -> None:
