@@ -27,7 +27,7 @@ from onnx import ValueInfoProto, helper, numpy_helper
 
 from onnxopt.graph import infer, remove_dead, sort_model
 from onnxopt.graph.axes import AxisMaps
-from onnxopt.graph.channels import Plan, describe, frozen_reasons, plan_lossless, remove, site_label
+from onnxopt.graph.channels import Plan, describe, frozen_reasons, held_channels, plan_lossless, remove, site_label
 from onnxopt.model import Model, Node
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
@@ -96,11 +96,10 @@ def _is_body(value: Any) -> bool:
 
 
 def _changes(plan: Plan) -> list[Change]:
-    return [Change("removed channels", site_label(cut), describe(cut)) for cut in plan.sites]
+    return [Change("channels removed", site_label(cut), describe(cut), cut.total) for cut in plan.sites]
 
 
 def _notes(maps: AxisMaps) -> list[str]:
-    frozen = sum(len(channels) for channels, _, _ in maps.frozen)
-    return [
-        f"{sum(len(site.channels) for site in maps.sites)} channels remain; {frozen} of them are fixed by the graph"
-    ]
+    made = np.concatenate([np.zeros(0, np.int64), *(site.channels for site in maps.sites)])
+    fixed = np.isin(maps.channels.roots(made), sorted(held_channels(maps)))
+    return [f"{len(made):,} channels remain, {int(fixed.sum()):,} of them fixed by the graph"]

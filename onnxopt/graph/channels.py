@@ -33,6 +33,11 @@ class SiteCut:
     before: int
     removed: dict[str, int]
 
+    @property
+    def total(self) -> int:
+        """Channels that go."""
+        return sum(self.removed.values())
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -290,9 +295,8 @@ class _Replacements:
 
 def describe(cut: SiteCut) -> str:
     """ "12 of 64 channels: 8 dead, 4 constant"."""
-    total = sum(cut.removed.values())
     parts = ", ".join(f"{count} {kind}" for kind, count in cut.removed.items())
-    return f"{total} of {cut.before} channels: {parts}"
+    return f"{cut.total} of {cut.before} channels: {parts}"
 
 
 def site_label(cut: SiteCut) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Change:
-    """One edit: what kind ("merged", "removed", "quantized", ...), where (node or tensor), and details."""
+    """One edit: what kind ("merged", "removed", "quantized", ...), where (node or tensor), and details.
+
+    `count`: how many things of that kind, where one edit stands for several ("channels removed").
+    """
 
     kind: str
     where: str
     detail: str = ""
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -69,11 +73,3 @@ class Context:
     seed: int = 0
     evaluate: Evaluate = _no_evaluate
     progress: Callable[[int, int], None] = lambda _done, _total: None
-
-
-def summarize(items: Iterable[Change]) -> dict[str, int]:
-    """How many changes of each kind, most frequent first."""
-    counts: dict[str, int] = {}
-    for item in items:
-        counts[item.kind] = counts.get(item.kind, 0) + 1
-    return dict(sorted(counts.items(), key=lambda pair: -pair[1]))

@@ -28,8 +28,9 @@ class Session:
     """A model loaded into onnxruntime's CPU provider, sequential, with a fixed number of threads.
 
     model: a Model (weights of its main graph are handed over without a copy), the path of a file, or serialized bytes.
-    optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL. threads: for the operators. optimized_path: where onnxruntime
-    writes the model as it optimised it; needs `optimize`.
+    optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL without prepacked weights: a kernel given a computed weight sums in
+    another order than one that packed a constant, so only then are equal values equal bits. threads: for the
+    operators. optimized_path: where onnxruntime writes the model as it optimised it; needs `optimize`.
     Raises UsageError for a missing file and ModelError when onnxruntime refuses the model: its message in one line,
     with the node if it names one.
     """
@@ -91,6 +92,8 @@ def _options(optimize: bool, threads: int, optimized_path: Path | None) -> Any:
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     # Idle threads of one session would spin on the cores that another one is timed on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if not optimize:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     return options

@@ -44,7 +44,7 @@ def zero_random_sets(model: Model, maps: AxisMaps, share: float, seed: int) -> i
 
 
 def removed_by(result: Any) -> int:
-    return sum(int(change.detail.split()[0]) for change in result.changes)
+    return sum(change.count for change in result.changes)
 
 
 def relative_error(expected: dict[str, Any], found: dict[str, Any]) -> float:

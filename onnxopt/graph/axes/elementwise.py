@@ -76,7 +76,7 @@ def _merge(node: Node, maps: AxisMaps, data: list[tuple[int, Any]], rank: int, a
     first = next(iter(tracked.values()))
     lengths = {len(one) for one in tracked.values()} | {tensor.shape[own] for own, tensor in constants.values()}
     if solid or lengths != {len(first)}:
-        reason = f"{node.op} joins it with {solid[0]!r}, which can't be cut" if solid else f"{node.op} broadcasts it"
+        reason = f"{node.op} joins it with a tensor that can't be cut" if solid else f"{node.op} broadcasts it"
         for one in tracked.values():
             maps.freeze_axis(one, label(node), reason)
         return None

@@ -49,7 +49,7 @@ def _part(node: Node, maps: AxisMaps, index: int, along: int) -> Axis | None:
     if not isinstance(length, int):
         return None
     solid = Axis(maps.channels.new(length), maps.signals.new(length), np.ones(length))
-    maps.freeze_axis(solid, label(node), f"Concat joins it with {tensor.name!r}")
+    maps.freeze_axis(solid, label(node), "Concat joins it with a tensor that can't be cut")
     return solid
 
 
@@ -67,7 +67,7 @@ def _across(node: Node, maps: AxisMaps, axis: int) -> Axis | None:
             maps.parameter(node, index, axis, first.channels)
         else:
             for each in tracked:
-                maps.freeze_axis(each, label(node), f"Concat joins it with {tensor.name!r}, which can't be cut")
+                maps.freeze_axis(each, label(node), "Concat joins it with a tensor that can't be cut")
             return None
     return first.known(maps.signals.new(len(first)), np.ones(len(first)))
 

@@ -115,7 +115,11 @@ class AxisMaps:
         for root in (model.graph, *model.functions):
             maps.visit(root)
             for tensor in root.outputs:
-                maps.freeze(tensor, "graph output", f"{tensor.name!r} is an output of {root.name!r}")
+                maps.freeze(
+                    tensor,
+                    tensor.name,
+                    "it is an output of the model" if root is model.graph else "it leaves a function",
+                )
         return maps
 
     def visit(self, body: Graph) -> None:

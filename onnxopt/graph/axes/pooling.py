@@ -153,7 +153,7 @@ def if_(node: Node, maps: AxisMaps) -> None:
         for body, axes in zip(bodies, branches, strict=True):
             for number, found in axes.items():
                 if number not in result:
-                    maps.freeze_axis(found, label(node), f"{body.outputs[place].name!r} leaves a branch of If")
+                    maps.freeze_axis(found, label(node), "it leaves only one branch of If")
         maps.set(output, result)
 
 

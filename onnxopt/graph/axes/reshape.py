@@ -55,7 +55,7 @@ def reshape(node: Node, maps: AxisMaps) -> None:
     after = [_target_length(entry, at, node, out_shape[at]) for at, entry in enumerate(entries)]
     segments = _align(before, after)
     if segments is None:
-        maps.freeze_node(node, f"Reshape {before} to {after} can't be matched axis by axis")
+        maps.freeze_node(node, "its axes and the target's can't be matched")
         return
     result = _follow(node, maps, segments)
     for axis, found in result.items():
