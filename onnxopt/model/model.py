@@ -135,10 +135,36 @@ class Model:
     # rewriting
 
     def normalize(self) -> None:
-        """Make what passes wrote consistent: our classes, and every constant in a body that encloses its uses."""
+        """Make what passes wrote consistent.
+
+        Our classes; every constant in a body that encloses its uses; and no tensor of an inner body hides, by its name,
+        one of an outer body that is read within: the inner one gets another name.
+        """
+        nested = False
         for body in self.bodies():
             adopt_classes(body)
+            nested = nested or body.parent is not None
         self._home_constants()
+        if nested:
+            self._unhide_names()
+
+    def _unhide_names(self) -> None:
+        defined = {id(body): {tensor.name: tensor for tensor in _defined(body)} for body in self.bodies()}
+        names: set[str] | None = None
+        for body in self.bodies():
+            for tensor in _read(body) if body.parent is not None else ():
+                hiding = _hiding(tensor, body, defined)
+                if hiding is None:
+                    continue
+                names = _all_names(self, set()) if names is None else names
+                where, hidden_by = hiding
+                fresh = _fresh(hidden_by.name, names)
+                names.add(fresh)
+                del defined[id(where)][hidden_by.name]
+                defined[id(where)][fresh] = hidden_by
+                if hidden_by.name in where.output_infos:
+                    where.output_infos[fresh] = where.output_infos.pop(hidden_by.name)
+                hidden_by.name = fresh
 
     def _home_constants(self) -> None:
         home = {id(constant): body for body in self.bodies() for constant in body.initializers}
@@ -300,6 +326,33 @@ def _constants_read(body: Graph) -> Iterator[Constant]:
     for tensor in body.outputs:
         if isinstance(tensor, gs.Constant):
             yield tensor
+
+
+def _defined(body: Graph) -> Iterator[Variable | Constant]:
+    """The tensors a body gives names to."""
+    yield from body.inputs
+    yield from body.initializers
+    yield from _variables(body)
+
+
+def _read(body: Graph) -> Iterator[Variable | Constant]:
+    """The tensors a body reads, without the bodies within."""
+    for node in body.nodes:
+        yield from (tensor for tensor in node.inputs if not tensor.is_empty())
+    yield from body.outputs
+
+
+def _hiding(
+    tensor: Variable | Constant, body: Graph, defined: dict[int, dict[str, Variable | Constant]]
+) -> tuple[Graph, Variable | Constant] | None:
+    """The inner body, and its tensor there, that stands between a read and the tensor that is meant."""
+    for scope in body.ancestors():
+        found = defined[id(scope)].get(tensor.name)
+        if found is tensor:
+            return None
+        if found is not None:
+            return (scope, found) if scope.parent is not None else None
+    return None
 
 
 def _common(one: Graph, other: Graph, constant: Constant) -> Graph:
