@@ -26,6 +26,8 @@ from onnxopt.target import Target
 
 # the saved file is proven on this many feeds
 SAVED_FEEDS = 2
+_LOOSEN = "loosen the budget or choose milder passes; --keep-failed writes the result under another name"
+_MADE_UP = "the inputs are made up and may mislead: give real ones with --data"
 
 
 @dataclass
@@ -71,7 +73,7 @@ class Run:
         if result.report.verdict is Verdict.FAILED and not self.settings.keep_failed:
             raise VerdictError(
                 f"the result was refused: {result.report.reason}",
-                "loosen the budget or choose milder passes; --keep-failed writes the result under another name",
+                _LOOSEN if not self.split.synthetic else _MADE_UP,
                 result,
             )
         return result
@@ -80,7 +82,7 @@ class Run:
         if not self.settings.verify:
             return None
         self.progress("running the original", 0, 0)
-        return Stages(self.reference, self.split.select, floor=not self.demands.quality)
+        return Stages(self.reference, self.split.select, floor=not self.demands.quality, synthetic=self.split.synthetic)
 
     def _conclude(
         self, model: Model, original: ModelFacts, records: Sequence[PassRecord], stages: Stages | None

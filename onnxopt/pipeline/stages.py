@@ -40,13 +40,14 @@ class Stages:
     """Proves one pass after the other. All sessions run unoptimized on one thread, where `exact` means bit-equal.
 
     reference: the original; raises ModelError when onnxruntime can't load it. floor: hold lossy passes to the quality
-    floor; without it to finite values only. `warnings`: what the original itself lacks. `random`: outputs that differ
-    from run to run; they are not compared.
+    floor; without it to finite values only. synthetic: the feeds are made up. `warnings`: what the original itself
+    lacks. `random`: outputs that differ from run to run; they are not compared.
     """
 
-    def __init__(self, reference: Model, feeds: Feeds, floor: bool = True) -> None:
+    def __init__(self, reference: Model, feeds: Feeds, *, floor: bool = True, synthetic: bool = False) -> None:
         self.warnings: list[str] = []
         self._floor = floor
+        self._synthetic = synthetic
         self.feeds = feeds.take(STAGE_FEEDS)
         self._signature = signature(reference)
         complaint = checker_complaint(reference)
@@ -79,7 +80,7 @@ class Stages:
         if failures:
             more = f" (and {len(failures) - 1} outputs more)" if len(failures) > 1 else ""
             promise = "fell below the quality floor" if lossy else f"promised {effect.value} results and broke it"
-            raise PassError(f"it {promise}: {failures[0].reason}{more}", _remedy(lossy))
+            raise PassError(f"it {promise}: {failures[0].reason}{more}", _remedy(lossy, self._synthetic))
         self._before = outputs
         against = "the original" if lossy else "the stage before"
         return comparison_figures(comparison, against, _RULES[effect])
@@ -112,7 +113,9 @@ def hard(failures: Sequence[Failure]) -> list[Failure]:
     return [failure for failure in failures if failure.rule != "lossy" or failure.measured is None]
 
 
-def _remedy(lossy: bool) -> str:
+def _remedy(lossy: bool, synthetic: bool) -> str:
+    if lossy and synthetic:
+        return "the model was rolled back; the inputs are made up and may mislead: give real ones with --data"
     if lossy:
         return "the model was rolled back; choose milder options, or go on without it by --on-error skip"
     return "the model was rolled back; leave the pass out, or go on without it by --on-error skip"

@@ -112,6 +112,19 @@ def test_a_refused_result_shows_its_report_then_the_error(folder: Path, capsys: 
     assert not (folder / "net.onnxopt.onnx").exists()
 
 
+def test_a_run_goes_on_without_a_bad_pass_when_told_to(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.py").write_text(BREAKING.read_text())
+    words = ["net.onnx", "--passes", "./bad.py:WrongValues,./bad.py:DropIdentity", "--data", "data.npz", *FAST]
+    assert run(words) == 4
+    assert capsys.readouterr().err.startswith("error: pass './bad.py:WrongValues': it promised exact results")
+    assert not (folder / "net.onnxopt.onnx").exists()
+    text = said(capsys, *words, "--on-error", "skip")
+    assert re.search(r"WrongValues +failed, rolled back", text)
+    assert "left out: pass './bad.py:WrongValues'" in text
+    assert "verdict   passed" in text
+    assert (folder / "net.onnxopt.onnx").is_file()
+
+
 def test_check_answers_by_its_exit_code(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said(capsys, "net.onnx", "--passes", f"{BREAKING}:Round:step=0.1", "-o", "small.onnx", "--data", "data.npz", *FAST)
     words = ["check", "small.onnx", "--reference", "net.onnx", "--data", "data.npz", *FAST]
