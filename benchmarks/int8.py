@@ -15,7 +15,7 @@ import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ def rival(path: Path, out: Path, samples: list[Sample], reduce_range: bool) -> N
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.feeds = iter([sample.inputs for sample in samples])
 
@@ -89,7 +89,7 @@ def row(tasks: Any, name: str, path: Path, args: argparse.Namespace, folder: Pat
     samples = [Sample(feed, None, f"calibration sample {i}") for i, feed in enumerate(feeds)]
     timed = list(itertools.islice(task.feeds(), 8))
     yield f"{name:22} {task.primary:14} {task.run(path)[task.primary]:7.4f}"
-    makers = {
+    makers: dict[str, Callable[[Path], object]] = {
         "ours": lambda out: ours(path, out, samples, args.target, dict(args.option)),
         "u8s8": lambda out: rival(path, out, samples, False),
         "7bit": lambda out: rival(path, out, samples, True),

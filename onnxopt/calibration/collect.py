@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,7 @@ def collect(
     if not outputs:
         return statistics
     totals = _Totals(probe)
-    total = len(feeds) if hasattr(feeds, "__len__") else 0
+    total = len(feeds) if isinstance(feeds, Sized) else 0
     for index, sample in enumerate(feeds):
         totals.add(session.run(sample.inputs, outputs), sample.source)
         statistics.samples += 1
@@ -92,7 +92,8 @@ class _Totals:
 
     def add(self, outputs: dict[str, Any], source: str) -> None:
         """Merge the figures of one sample."""
-        low, high, absolutes, count = (self._figure(outputs, i) for i in range(4))
+        low, high, absolutes = (self._figure(outputs, i) for i in range(3))
+        count = self._figure(outputs, 3).astype(np.int64)
         seen = count > 0
         # NaN shows in the magnitudes only; their sum may overflow where all values are finite, as with attention masks
         bad = seen & (np.isnan(absolutes) | ~np.isfinite(low) | ~np.isfinite(high))
@@ -108,8 +109,7 @@ class _Totals:
     def _figure(self, outputs: dict[str, Any], i: int) -> npt.NDArray[np.float64]:
         scalars = np.array([outputs[four[i]] for four in self.probe.scalars], np.float64)
         vectors = [np.asarray(outputs[four[i]]) for four, _ in self.probe.vectors]
-        merged = np.concatenate([scalars, *vectors])
-        return merged.astype(np.int64) if i == 3 else merged
+        return np.concatenate([scalars, *vectors]).astype(np.float64)
 
     def _add_mean(self, tensor: Variable, mean: npt.NDArray[np.float32], source: str) -> None:
         if np.isnan(mean).all():

@@ -1,8 +1,8 @@
 """Reductions added to a model so that it reports the statistics of its own tensors.
 
-Per tensor four scalars: minimum, maximum, sum of magnitudes (also the only one of the three that reliably spreads NaN) and
-number of elements. In the main graph they become outputs as they are. In an If, Loop or Scan body they are gathered into
-four vectors that leave through added outputs of the body:
+Per tensor four scalars: minimum, maximum, sum of magnitudes (also the only one of the three that reliably spreads NaN)
+and number of elements. In the main graph they become outputs as they are. In an If, Loop or Scan body they are gathered
+into four vectors that leave through added outputs of the body:
 
     If      each branch returns its own vectors, and neutral values in the places of the other branch
     Loop    loop-carried state, combined in every iteration by Min, Max, Add, Add

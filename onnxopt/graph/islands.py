@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from onnxopt.graph import qdq
 from onnxopt.graph.layers import Layer, only_consumer
-from onnxopt.model import Constant, Graph, Node, Variable
+from onnxopt.model import Graph, Node, Variable
 from onnxopt.target import CostFacts
 
 # Elements of a tensor that one run computes, on average over the feeds; 0 when unknown.
@@ -67,7 +67,7 @@ def _grow(body: Graph, island: Islands, outputs: set[int], allowed: Allowed) -> 
         row = qdq.island_row(node)
         if row is None:
             continue
-        inputs = [tensor for tensor in row.code_inputs(node) if not isinstance(tensor, Constant)]
+        inputs = [tensor for tensor in row.code_inputs(node) if isinstance(tensor, Variable)]
         leaving = _leaving(node, row, outputs)
         if any(id(tensor) in outputs or not allowed(tensor) for tensor in leaving):
             continue

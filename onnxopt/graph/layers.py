@@ -1,7 +1,7 @@
 """The layers of a body that have an integer kernel: node, weight, bias, and what follows them that they can take in.
 
-    Pad(zeros) -> Conv -> Mul(2) -> Add(1) -> Relu
-        one layer: pads of the Conv, weight * 2, bias * 2 + 1, and codes that start at zero
+Pad(zeros) -> Conv -> Mul(2) -> Add(1) -> Relu
+    one layer: pads of the Conv, weight * 2, bias * 2 + 1, and codes that start at zero
 """
 
 from __future__ import annotations
@@ -71,6 +71,11 @@ class Layer:
         """Multiply-adds behind one element of the output."""
         return int(self.weight.data.size) // max(1, self.channels)
 
+    def taken_in(self) -> list[Node]:
+        """The nodes that go into the layer: its Pad, when nothing else reads it, and its chain."""
+        pads = [self.pad] if self.pad is not None and len(self.pad.outputs[0].outputs) == 1 else []
+        return [*pads, *self.chain]
+
     def padding(self) -> list[int]:
         """The Conv's pads with those of `pad` worked in: [begin of each spatial axis, end of each]."""
         assert self.pad is not None
@@ -134,9 +139,13 @@ def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int]) -> Layer | 
     raw = chain[-1].outputs[0] if chain else node.outputs[0]
     absorbed = only_consumer(raw, outputs)
     found = qdq.row(absorbed) if absorbed is not None else None
-    if absorbed is None or found is None or found.role is not qdq.Role.FOLDED or absorbed.inputs[0] is not raw:
-        absorbed = None
-    elif found.refuses(absorbed) is not None:
+    if (
+        absorbed is None
+        or found is None
+        or found.role is not qdq.Role.FOLDED
+        or absorbed.inputs[0] is not raw
+        or found.refuses(absorbed) is not None
+    ):
         absorbed = None
     layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed)
     if layer.needs_codes and body.parent is None and id(layer.output) in outputs:
@@ -156,7 +165,11 @@ def _zero_pad(node: Node) -> Node | None:
     pad = tensor.inputs[0] if tensor.inputs else None
     if node.op != "Conv" or pad is None or pad.kind != ("", "Pad") or node.attrs.get("auto_pad", "NOTSET") != "NOTSET":
         return None
-    if pad.attrs.get("mode", "constant") != "constant" or len(pad.inputs) < 2 or not isinstance(pad.inputs[1], Constant):
+    if (
+        pad.attrs.get("mode", "constant") != "constant"
+        or len(pad.inputs) < 2
+        or not isinstance(pad.inputs[1], Constant)
+    ):
         return None
     value = pad.inputs[2] if len(pad.inputs) > 2 and not pad.inputs[2].is_empty() else None
     if value is not None and not (isinstance(value, Constant) and not value.values.any()):
@@ -175,9 +188,8 @@ def _is_bias(tensor: object, weight: Constant, node: Node) -> bool:
 
 def _chain(node: Node, channels: int, rank: int, outputs: set[int]) -> Iterator[Node]:
     """The Mul, Div, Add and Sub nodes behind `node` whose other operand is one number or one number per channel."""
-    shapes = [(channels, *[1] * (rank - 2))] if node.op == "Conv" else [(channels,)]
-    if node.op == "Conv":
-        shapes.append((1, *shapes[0]))
+    shape = (channels, *[1] * (rank - 2)) if node.op == "Conv" else (channels,)
+    shapes = [shape, (1, *shape)] if node.op == "Conv" else [shape]
     tensor = node.outputs[0]
     while (follower := only_consumer(tensor, outputs)) is not None:
         if follower.kind[0] != "" or follower.op not in ("Mul", "Div", "Add", "Sub"):

@@ -7,7 +7,7 @@ from onnxopt.model import Constant, Model, Node
 
 # A logarithm turns the constant step of integer codes into errors that grow without bound towards zero.
 _RELATIVE = frozenset({"Log"})
-# Behind these, absolute errors of the input are bounded relative errors of the output: log(softmax(x)), log(1 + exp(x)).
+# Behind these, absolute errors of the input are bounded relative errors of the output: log(softmax), log(1 + exp).
 _SETTLED = frozenset({"Exp", "Softmax", "LogSoftmax", "Sigmoid", "Softplus"})
 
 

@@ -147,8 +147,8 @@ ROWS: tuple[Row, ...] = (
     Row("DepthToSpace", Role.PASS, "DepthToSpace", _PASSED),
 )
 
-# Gates and probabilities keep at most 256 levels as codes, and what they multiply inherits the error: no Q and DQ of their
-# own. Where the next operator is a layer, its input is codes anyway and the integer kernel comes for free.
+# Gates and probabilities keep at most 256 levels as codes, and what they multiply inherits the error: no Q and DQ of
+# their own. Where the next operator is a layer, its input is codes anyway and the integer kernel comes for free.
 LEFT_FLOAT = frozenset({"Softmax", "Sigmoid"})
 
 _TABLE = {row.operator: row for row in ROWS}

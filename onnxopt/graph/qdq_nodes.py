@@ -8,11 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.graph.edit import replace_uses
+from onnxopt.graph.islands import Islands
 from onnxopt.graph.layers import Layer
 from onnxopt.graph.names import Names
 from onnxopt.graph.sort import sort_nodes
+from onnxopt.graph.storage import Stored
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
-from onnxopt.numerics.affine import FloatArray, QParams
+from onnxopt.numerics.affine import FloatArray, QParams, activation_qparams, quantize
 
 AnyArray = npt.NDArray[np.generic]
 FLOAT = 1  # TensorProto.FLOAT
@@ -25,7 +27,7 @@ class QdqWriter:
         self._model = model
         self._names = Names(model)
         self._touched: dict[int, Graph] = {}
-        self._pairs: dict[tuple[int, int], Variable] = {}
+        self._made: dict[tuple[int, ...], Variable] = {}
         self._params: dict[tuple[bytes, bytes], tuple[Constant, Constant]] = {}
         self._replaced: list[Constant] = []
 
@@ -46,14 +48,14 @@ class QdqWriter:
     def pair(self, tensor: Variable, body: Graph, params: QParams) -> Variable:
         """`tensor` through QuantizeLinear and DequantizeLinear in `body`: one pair per tensor and body."""
         key = (id(tensor), id(body))
-        if key not in self._pairs:
+        if key not in self._made:
             scale, zero = self._scale_and_zero(tensor.name, params)
             codes = self.node(body, "QuantizeLinear", [tensor, scale, zero], f"{tensor.name}_codes")
             codes.dtype, codes.shape = params.dtype, tensor.shape
             restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{tensor.name}_dequantized")
             restored.dtype, restored.shape = np.dtype(np.float32), tensor.shape
-            self._pairs[key] = restored
-        return self._pairs[key]
+            self._made[key] = restored
+        return self._made[key]
 
     def _scale_and_zero(self, base: str, params: QParams) -> tuple[Constant, Constant]:
         key = (params.scale.tobytes(), bytes(str(params.dtype), "ascii") + params.zero_point.tobytes())
@@ -67,38 +69,52 @@ class QdqWriter:
     def dequantize(self, body: Graph, codes: Constant, scales: Constant, zeros: Constant, axis: int) -> Variable:
         """Per-channel DequantizeLinear of a weight or bias in `body`, one node per constant and body."""
         key = (id(codes), id(body))
-        if key not in self._pairs:
+        if key not in self._made:
             output = self.node(body, "DequantizeLinear", [codes, scales, zeros], f"{codes.name}_dequantized", axis=axis)
             output.dtype, output.shape = np.dtype(np.float32), list(codes.shape)
-            self._pairs[key] = output
-        return self._pairs[key]
+            self._made[key] = output
+        return self._made[key]
 
-    def codes_of_number(self, body: Graph, constant: Constant, params: QParams, codes: AnyArray) -> Variable:
-        """A constant operand of an integer operator, as codes behind a DequantizeLinear."""
+    def number(self, node: Node, at: int, body: Graph, dtype: np.dtype[np.generic]) -> None:
+        """Replace a single number that an integer operator reads by its code behind a DequantizeLinear."""
+        constant = node.inputs[at]
+        value = float(constant.values.item())
+        params = activation_qparams(value, value, dtype)
         scale, zero = self._scale_and_zero(constant.name, params)
-        self._replaced.append(constant)
-        stored = self.constant(f"{constant.name}_codes", codes)
-        return self.node(body, "DequantizeLinear", [stored, scale, zero], f"{constant.name}_dequantized")
+        codes = self.constant(f"{constant.name}_codes", quantize(constant.values, params))
+        restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{constant.name}_dequantized")
+        self.set_input(node, at, restored, body)
 
-    def stored(self, body: Graph, codes: Constant, scales: Constant) -> Variable:
-        """Cast and Mul that the runtime folds into a float weight when it loads the model."""
+    def store(self, found: Stored, codes: Constant, scales: Constant, between: bool) -> None:
+        """Let a float node read int8 codes [shape of the weight] times scales [broadcastable to it].
+
+        Cast and Mul, which the runtime folds when it loads the model; a table's rows are gathered first; `between` two
+        tensors of codes DequantizeLinear, which keeps the runtime from quantizing the weight by itself.
+        """
+        node, body = found.node, found.body
+        if node.op == "Gather":
+            self._store_rows(node, body, codes, scales)
+            return
+        if between:
+            vector = self.constant(f"{found.weight.name}_scale", scales.values.reshape(-1))
+            zeros = self.constant(f"{found.weight.name}_zero_point", np.zeros(vector.shape, np.int8))
+            self.set_input(node, found.at, self.dequantize(body, codes, vector, zeros, found.kept[0]), body)
+            return
         key = (id(codes), id(body), id(scales))
-        if key not in self._pairs:
+        if key not in self._made:
             values = self.node(body, "Cast", [codes], f"{codes.name}_cast", to=FLOAT)
-            self._pairs[key] = self.node(body, "Mul", [values, scales], f"{codes.name}_scaled")
-        return self._pairs[key]
+            self._made[key] = self.node(body, "Mul", [values, scales], f"{codes.name}_scaled")
+        self.set_input(node, found.at, self._made[key], body)
 
-    def rows(self, body: Graph, node: Node, codes: Constant, scales: Constant) -> None:
-        """Turn a Gather from a float table into gathers of int8 rows and of their scales; the output stays."""
-        indices, axis = node.inputs[1], node.attrs.get("axis", 0)
-        output = node.outputs[0]
+    def _store_rows(self, node: Node, body: Graph, codes: Constant, scales: Constant) -> None:
+        indices, axis, output = node.inputs[1], node.attrs.get("axis", 0), node.outputs[0]
         picked = self.node(body, "Gather", [codes, indices], f"{output.name}_rows", axis=axis)
         factors = self.node(body, "Gather", [scales, indices], f"{output.name}_scales", axis=axis)
         values = self.node(body, "Cast", [picked], f"{output.name}_cast", to=FLOAT)
-        self._replaced.append(node.inputs[0])
-        node.op, node.attrs = "Mul", {}
-        node.inputs = [values, factors]
-        self._touched[id(body)] = body
+        product = Node(op="Mul", name=self._names.node(f"{output.name}_Mul"))
+        self.remove(node, body)
+        product.inputs, product.outputs = [values, factors], [output]
+        body.nodes.append(product)
 
     def set_input(self, node: Node, at: int, tensor: Variable | Constant, body: Graph) -> None:
         """Replace one input of a node; constants that lose their last reader go at the end."""
@@ -140,12 +156,19 @@ class QdqWriter:
         add.inputs, add.outputs = [node.outputs[0], restored], [layer.raw]
         body.nodes.append(add)
 
-    def redirect(self, old: Variable, new: Variable, keep: Node) -> None:
-        """Make every reader of `old` in all bodies, except `keep`, read `new`."""
-        replace_uses(old, new, self._model)
-        for at, tensor in enumerate(keep.inputs):
-            if tensor is new:
-                keep.inputs[at] = old
+    def connect(self, tensor: Variable, body: Graph, island: Islands, params: QParams) -> None:
+        """Put Q and DQ on `tensor`, for the readers that take codes; for all where an integer kernel produces it."""
+        restored = self.pair(tensor, body, params)
+        quantizer = restored.inputs[0].inputs[0].inputs[0]
+        if tensor in island.produced:
+            replace_uses(tensor, restored, self._model)
+            quantizer.inputs[0] = tensor
+            return
+        for node in {id(reader): reader for reader in tensor.outputs}.values():
+            if node in island.takers:
+                for at, given in enumerate(node.inputs):
+                    if given is tensor:
+                        node.inputs[at] = restored
 
     def remove(self, node: Node, body: Graph) -> None:
         """Unwire a node that has been replaced; it leaves the body in `finish`."""

@@ -32,11 +32,18 @@ class QParams:
         """The integer type of the codes."""
         return self.zero_point.dtype
 
+    @property
+    def codes(self) -> tuple[int, int]:
+        """Lowest and highest code."""
+        return _codes(self.dtype)
+
     def code(self, value: float) -> int:
         """The code that represents `value`, after clipping to the type."""
-        info = np.iinfo(self.dtype)
-        code = np.rint(np.float32(value) / self.scale) + int(self.zero_point)
-        return int(np.clip(code, info.min, info.max))
+        return int(np.clip(np.rint(np.float32(value) / self.scale) + int(self.zero_point), *self.codes))
+
+    def value(self, code: int) -> float:
+        """The float32 value of a code, as DequantizeLinear computes it."""
+        return float(np.float32(code - int(self.zero_point)) * self.scale)
 
     def same_as(self, other: "QParams") -> bool:
         """Whether both have bit-equal scale and zero-point: what the runtime asks of pass-through operators."""
@@ -45,6 +52,10 @@ class QParams:
             and self.scale.tobytes() == other.scale.tobytes()
             and int(self.zero_point) == int(other.zero_point)
         )
+
+
+def _codes(dtype: np.dtype[np.generic]) -> tuple[int, int]:
+    return (0, 255) if dtype == np.uint8 else (-128, 127)
 
 
 def activation_qparams(minimum: float, maximum: float, dtype: npt.DTypeLike) -> QParams:
@@ -58,16 +69,16 @@ def activation_qparams(minimum: float, maximum: float, dtype: npt.DTypeLike) -> 
         raise ValueError(f"range [{minimum}, {maximum}] is not finite")
     if minimum > maximum:
         raise ValueError(f"range [{minimum}, {maximum}] is empty")
-    info = np.iinfo(np.dtype(dtype))
+    lowest, highest = _codes(np.dtype(dtype))
     low, high = min(0.0, float(minimum)), max(0.0, float(maximum))
     if high == low:
-        return QParams(np.array(1, np.float32), np.array(max(0, info.min), dtype))
-    scale = max(np.float32((high - low) / (info.max - info.min)), SMALLEST_SCALE)
-    zero_point = int(np.clip(np.rint(info.min - low / float(scale)), info.min, info.max))
-    if zero_point == info.min:
-        scale = _round_inside(scale, high, info.max - info.min)
-    elif zero_point == info.max:
-        scale = _round_inside(scale, -low, info.max - info.min)
+        return QParams(np.array(1, np.float32), np.array(max(0, lowest), dtype))
+    scale = max(np.float32((high - low) / (highest - lowest)), SMALLEST_SCALE)
+    zero_point = int(np.clip(np.rint(lowest - low / float(scale)), lowest, highest))
+    if zero_point == lowest:
+        scale = _round_inside(scale, high, highest - lowest)
+    elif zero_point == highest:
+        scale = _round_inside(scale, -low, highest - lowest)
     return QParams(np.array(scale, np.float32), np.array(zero_point, dtype))
 
 
@@ -93,9 +104,8 @@ def typical_sqnr_db(minimum: float, maximum: float, mean_absolute: float) -> flo
 
 def quantize(values: npt.NDArray[np.floating], params: QParams) -> Array:
     """Codes of `values`, any shape: round half to even, then saturate, as QuantizeLinear does."""
-    info = np.iinfo(params.dtype)
-    codes = np.rint(np.asarray(values, np.float32) / params.scale) + np.float32(params.zero_point)
-    return np.asarray(np.clip(codes, info.min, info.max).astype(params.dtype))
+    codes = np.rint(np.asarray(values, np.float32) / params.scale) + np.float32(int(params.zero_point))
+    return np.asarray(np.clip(codes, *params.codes).astype(params.dtype))
 
 
 def dequantize(codes: Array, params: QParams) -> FloatArray:
@@ -106,7 +116,7 @@ def dequantize(codes: Array, params: QParams) -> FloatArray:
 def channel_maximum(weight: npt.NDArray[np.floating], axis: int) -> npt.NDArray[np.float64]:
     """max |w| per index of `axis`: shape [weight.shape[axis]], float64."""
     others = tuple(i for i in range(weight.ndim) if i != axis % weight.ndim)
-    return np.abs(weight).max(axis=others, initial=0.0).astype(np.float64)
+    return np.asarray(np.abs(weight).max(axis=others, initial=0.0), np.float64)
 
 
 def weight_scales(maximum: npt.NDArray[np.float64]) -> FloatArray:
@@ -118,7 +128,7 @@ def weight_scales(maximum: npt.NDArray[np.float64]) -> FloatArray:
 def quantize_weight(weight: npt.NDArray[np.floating], scales: FloatArray, axis: int) -> CodeArray:
     """Symmetric int8 codes in [-127, 127], one scale per index of `axis`; shape of `weight`."""
     codes = np.rint(np.asarray(weight, np.float32) / along(scales, axis, weight.ndim))
-    return np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+    return np.asarray(np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT), np.int8)
 
 
 def dequantize_weight(codes: CodeArray, scales: FloatArray, axis: int) -> FloatArray:

@@ -6,8 +6,8 @@ with saturation; the kernels (onnxruntime, `mlas/lib/x86_64/QgemmU8S8KernelAvx2.
     y = sum_k clip(x[2k] q[2k] + x[2k+1] q[2k+1], -32768, 32767)
 
 The order of k is the rows of a MatMul or Gemm weight and (kernel position, input channel in its group) of a Conv
-weight, because the kernel works on NHWC patches. The activation's zero-point does not enter: raw codes are multiplied. The
-depthwise kernel multiplies in 32 bits and never saturates. With codes 0..m, nothing saturates for any input when
+weight, because the kernel works on NHWC patches. The activation's zero-point does not enter: raw codes are multiplied.
+The depthwise kernel multiplies in 32 bits and never saturates. With codes 0..m, nothing saturates for any input when
 
     m * max_k max(q[2k],0) + max(q[2k+1],0) <= 32767      and the same for -q with 32768.
 

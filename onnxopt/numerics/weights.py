@@ -48,6 +48,15 @@ def quantize_layer_weight(
     return LayerWeight(codes, scales, float((scales / plain).mean()), largest)
 
 
+def quantize_kept(values: FloatArray, kept: tuple[int, ...]) -> tuple[CodeArray, FloatArray]:
+    """(symmetric int8 codes, scales) of a tensor; scales have its shape with every axis outside `kept` set to 1."""
+    others = tuple(axis for axis in range(values.ndim) if axis not in kept)
+    maximum = np.asarray(np.abs(values).max(axis=others, keepdims=True, initial=0.0), np.float64)
+    scales = affine.weight_scales(maximum)
+    codes = np.clip(np.rint(values / scales), -affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT)
+    return codes.astype(np.int8), scales
+
+
 def mean_output_error(
     weight: FloatArray, quantized: LayerWeight, layout: Layout, group: int, mean: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:

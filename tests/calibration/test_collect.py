@@ -1,4 +1,5 @@
 import numpy as np
+import numpy.typing as npt
 import onnx.parser
 import pytest
 
@@ -13,15 +14,19 @@ def parse(text: str, opset: int = 17) -> Model:
     return load(onnx.parser.parse_model(header + text))
 
 
-def samples(*arrays: np.ndarray, name: str = "x", **more: np.ndarray) -> list[Sample]:
-    return [Sample({name: np.asarray(a, np.float32), **more}, None, f"sample {i}") for i, a in enumerate(arrays)]
+def samples(*arrays: npt.ArrayLike, name: str = "x", **more: npt.ArrayLike) -> list[Sample]:
+    return [
+        Sample({name: np.asarray(a, np.float32), **{k: np.asarray(v) for k, v in more.items()}}, None, f"sample {i}")
+        for i, a in enumerate(arrays)
+    ]
 
 
 def tensor(model: Model, name: str) -> Variable:
     for body in model.bodies():
         for candidate in [*body.inputs, *(t for node in body.nodes for t in node.outputs)]:
             if candidate.name == name:
-                return candidate
+                found: Variable = candidate
+                return found
     raise KeyError(name)
 
 
@@ -60,7 +65,8 @@ def test_ranges_do_not_depend_on_order() -> None:
     wanted = tensor(model, "a")
     one = collect(model, Requests((wanted,)), samples(*arrays)).range(wanted)
     other = collect(model, Requests((wanted,)), samples(*reversed(arrays))).range(wanted)
-    assert one is not None and other is not None
+    assert one is not None
+    assert other is not None
     assert (one.minimum, one.maximum, one.count) == (other.minimum, other.maximum, other.count)
 
 

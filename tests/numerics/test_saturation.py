@@ -74,12 +74,12 @@ def test_the_model_agrees_with_brute_force(seed: int) -> None:
 def test_pair_bound_never_saturates_and_costs_less_than_seven_bits(layout: Layout, family: str, largest: int) -> None:
     rng = np.random.default_rng(3)
     shape = {Layout.CONV: (24, 9, 3, 3), Layout.ROWS: (81, 24), Layout.COLUMNS: (24, 81)}[layout]
-    draw = {
-        "gauss": rng.standard_normal,
-        "uniform": lambda s: rng.uniform(-1, 1, s),
-        "laplace": lambda s: rng.laplace(size=s),
+    families = {
+        "gauss": rng.normal(size=shape),
+        "uniform": rng.uniform(-1, 1, shape),
+        "laplace": rng.laplace(size=shape),
     }
-    weight = draw[family](shape).astype(np.float32)
+    weight = families[family].astype(np.float32)
     maximum = affine.channel_maximum(weight, layout.axis)
     plain = affine.weight_scales(maximum)
     bound = pair_bound_scales(weight, layout, maximum, largest)

@@ -39,7 +39,7 @@ def normal(*shape: int, seed: int = 0) -> Array:
 
 def weight(*shape: int, seed: int = 1) -> Array:
     """Weights that keep the variance of their input."""
-    return normal(*shape, seed=seed) / np.float32(np.sqrt(max(1, np.prod(shape[1:]))))
+    return np.asarray(normal(*shape, seed=seed) / max(1.0, float(np.prod(shape[1:]))) ** 0.5, np.float32)
 
 
 def samples(feeds: Iterable[Mapping[str, Array]]) -> list[Sample]:

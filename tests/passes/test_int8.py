@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -111,7 +112,7 @@ def test_a_bias_too_large_for_int32_enlarges_the_weight_scale() -> None:
 
 def test_saturation_is_ruled_out_on_x86_only() -> None:
     rng = np.random.default_rng(0)
-    flat = {"w1": rng.uniform(-1, 1, (8, 4, 3, 3)), "w2": rng.uniform(-1, 1, (6, 8, 3, 3))}
+    flat: dict[str, Array] = {"w1": rng.uniform(-1, 1, (8, 4, 3, 3)), "w2": rng.uniform(-1, 1, (6, 8, 3, 3))}
     text = CONVS.replace(", b1", "").replace(", b2", "")
     weights = {name: values.astype(np.float32) for name, values in flat.items()}
     found = {}
@@ -191,13 +192,14 @@ def test_every_reader_of_an_integer_layer_reads_its_codes(tmp_path: Path) -> Non
 
 def test_scaling_shifting_and_padding_go_into_the_layer(tmp_path: Path) -> None:
     text = """g (float[1, 4, 8, 8] x) => (float[1, 8, 8, 8] y) {
-      p = Pad(x, amounts)  a = Conv(p, w, b)  m = Mul(a, two)  s = Sub(m, v)  d = Div(s, v)  q = Add(one, d)  y = Neg(q) }"""
-    values = {
+      p = Pad(x, amounts)  a = Conv(p, w, b)
+      m = Mul(a, two)  s = Sub(m, v)  d = Div(s, v)  q = Add(one, d)  y = Neg(q) }"""
+    values: dict[str, Array] = {
         "w": weight(8, 4, 3, 3),
         "b": normal(8),
         "amounts": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
-        "two": np.float32(2),
-        "one": np.float32([1]),
+        "two": np.array(2, np.float32),
+        "one": np.array([1], np.float32),
         "v": np.abs(normal(8, 1, 1)) + np.float32(0.5),
     }
     model = parse(text, values)
@@ -205,7 +207,7 @@ def test_scaling_shifting_and_padding_go_into_the_layer(tmp_path: Path) -> None:
     ops, _ = optimized(model, tmp_path)
     assert (ops["QLinearConv"], ops["Pad"], ops["Mul"], ops["Add"]) == (1, 0, 0, 0)
     assert error(parse(text, values), model, CONV_FEEDS) < 1e-3
-    assert [change.where for change in result.changes if change.kind == "absorbed"] == ["m", "s", "d", "q"]
+    assert [change.where for change in result.changes if change.kind == "absorbed"] == ["p", "m", "s", "d", "q"]
 
 
 @pytest.mark.parametrize(
@@ -213,8 +215,8 @@ def test_scaling_shifting_and_padding_go_into_the_layer(tmp_path: Path) -> None:
     [
         ("m = Mul(a, x)", {}),  # no constant
         ("m = Mul(a, v)", {"v": normal(1, 8, 8, 8)}),  # one number per element
-        ("m = Sub(v, a)", {"v": np.float32(1)}),  # turns the sign
-        ("k = Neg(a)  l = Mul(a, v)  m = Add(k, l)", {"v": np.float32(2)}),  # another reader
+        ("m = Sub(v, a)", {"v": np.array(1, np.float32)}),  # turns the sign
+        ("k = Neg(a)  l = Mul(a, v)  m = Add(k, l)", {"v": np.array(2, np.float32)}),  # another reader
     ],
 )
 def test_what_is_not_a_scale_per_channel_stays(body: str, extra: dict[str, Array]) -> None:
@@ -240,12 +242,12 @@ def test_what_is_not_a_scale_per_channel_stays(body: str, extra: dict[str, Array
 def test_other_padding_stays_in_front(pad: str) -> None:
     text = f"g (float[1, 4, 8, 8] x) => (float[1, 8, h, w] y) {{ p = {pad}  a = Conv(p, w)  y = Neg(a) }}"
     channels = 6 if "channels" in pad else 4
-    values = {
+    values: dict[str, Array] = {
         "w": weight(8, channels, 1, 1),
         "amounts": np.array([0, 0, 1, 1, 0, 0, 1, 1], np.int64),
         "channels": np.array([0, 1, 0, 0, 0, 1, 0, 0], np.int64),
         "negative": np.array([0, 0, -1, 0, 0, 0, 0, 0], np.int64),
-        "one": np.float32(1),
+        "one": np.array(1, np.float32),
     }
     used = {name: array for name, array in values.items() if f", {name}" in text}
     model = parse(text, used)
@@ -257,7 +259,7 @@ def test_other_padding_stays_in_front(pad: str) -> None:
 # what stays float, and why
 
 
-def reasons(model: Model, feeds: list[dict[str, Array]], **options: object) -> list[str]:
+def reasons(model: Model, feeds: list[dict[str, Array]], **options: Any) -> list[str]:
     return [skip.reason for skip in quantize(model, feeds, **options).skipped]
 
 
@@ -270,12 +272,12 @@ def test_layers_before_a_logarithm_stay_float() -> None:
 
 
 def test_outliers_keep_a_layer_float() -> None:
-    x = normal(64, 8)
+    x = normal(2000, 8)
     x[0, 0] = 10000
-    text = "g (float[64, 8] x) => (float[64, 8] y) { y = MatMul(x, w) }"
+    text = "g (float[2000, 8] x) => (float[2000, 8] y) { y = MatMul(x, w) }"
     found = reasons(parse(text, {"w": weight(8, 8)}), [{"x": x}])
     assert "outliers of x" in found[0]
-    assert reasons(parse(text, {"w": weight(8, 8)}), [{"x": x}], min_sqnr=0.0) == []
+    assert reasons(parse(text, {"w": weight(8, 8)}), [{"x": x}], min_sqnr=-100.0) == []
 
 
 def test_small_layers_do_not_pay() -> None:

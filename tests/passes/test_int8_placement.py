@@ -11,7 +11,7 @@ import pytest
 from onnxopt.graph import qdq
 from onnxopt.model import Constant, Model
 from onnxopt.runtime import Session
-from tests.passes.quantizing import Array, normal, nodes, optimized, parse, qparams, quantize, weight
+from tests.passes.quantizing import Array, nodes, normal, optimized, parse, qparams, quantize, weight
 
 FEEDS = [{"x": normal(1, 8, 6, 6, seed=seed)} for seed in range(4)]
 I64 = np.int64
@@ -45,7 +45,7 @@ def between(body: str, extra: dict[str, Array] | None = None, channels: int = 8,
 # operator -> (body, extra initializers, channels of o, kernels expected besides the Convs)
 ISLANDS: dict[str, tuple[str, dict[str, Array], int, dict[str, int]]] = {
     "Relu": ("o = Relu(c)", {}, 8, {}),
-    "Clip": ("o = Clip(c, low, high)", {"low": np.float32(0), "high": np.float32(6)}, 8, {}),
+    "Clip": ("o = Clip(c, low, high)", {"low": np.array(0, np.float32), "high": np.array(6, np.float32)}, 8, {}),
     "Add": ("o = Add(c, d)", {}, 8, {"QLinearAdd": 1}),
     "Mul": ("o = Mul(c, d)", {}, 8, {"QLinearMul": 1}),
     "Concat": ("o = Concat<axis = 1>(c, d)", {}, 16, {"QLinearConcat": 1}),
@@ -53,7 +53,12 @@ ISLANDS: dict[str, tuple[str, dict[str, Array], int, dict[str, int]]] = {
     "GlobalAveragePool": ("o = GlobalAveragePool(c)", {}, 8, {"QLinearGlobalAveragePool": 1}),
     "AveragePool": ("o = AveragePool<kernel_shape = [2, 2]>(c)", {}, 8, {"QLinearAveragePool": 1}),
     "MaxPool": ("o = MaxPool<kernel_shape = [2, 2]>(c)", {}, 8, {"NhwcMaxPool": 1}),
-    "Resize": ('o = Resize<mode = "nearest">(c, , scales)', {"scales": np.float32([1, 1, 2, 2])}, 8, {"Resize": 1}),
+    "Resize": (
+        'o = Resize<mode = "nearest">(c, , scales)',
+        {"scales": np.array([1, 1, 2, 2], np.float32)},
+        8,
+        {"Resize": 1},
+    ),
     "Reshape": ("o = Reshape(c, shape)", {"shape": ints(1, 8, 36, 1)}, 8, {"Reshape": 1}),
     "Transpose": ("o = Transpose<perm = [0, 1, 3, 2]>(c)", {}, 8, {"Transpose": 3}),
     "Flatten": ("p = Flatten<axis = 2>(c) o = Reshape(p, shape)", {"shape": ints(1, 8, 6, 6)}, 8, {"Flatten": 1}),
@@ -158,8 +163,12 @@ def test_probabilities_that_a_layer_reads_fuse_for_free(operator: str, tmp_path:
 # near misses: body, extra, the operator that must stay float, between float neighbours
 NEAR: dict[str, tuple[str, dict[str, Array], str]] = {
     "hard swish": ("o = HardSwish(c)", {}, "HardSigmoid"),
-    "clip above zero": ("o = Clip(c, low, high)", {"low": np.float32(0.5), "high": np.float32(6)}, "Clip"),
-    "linear resize": ('o = Resize<mode = "linear">(c, , s)', {"s": np.float32([1, 1, 2, 2])}, "Resize"),
+    "clip above zero": (
+        "o = Clip(c, low, high)",
+        {"low": np.array(0.5, np.float32), "high": np.array(6, np.float32)},
+        "Clip",
+    ),
+    "linear resize": ('o = Resize<mode = "linear">(c, , s)', {"s": np.array([1, 1, 2, 2], np.float32)}, "Resize"),
     "subtraction": ("o = Sub(c, d)", {}, "Sub"),
     "relu beside another reader": ("p = Relu(c) m = Neg(c) o = Max(p, m)", {}, "Max"),
     "addition of a vector": (
