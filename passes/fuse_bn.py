@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto
 
-from onnxopt.graph import Names, label, operators, remove_node
+from onnxopt.graph import Names, drop_unused, label, operators, remove_node
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip
@@ -48,6 +48,7 @@ class FuseBn(Pass):
         fuser = _Fuser(model)
         changes: list[Change] = []
         skipped: list[Skip] = []
+        read = [constant for constant in model.constants() if constant.outputs]
         for body in list(model.bodies()):
             for node in _in_chain_order(body):
                 name = label(node)
@@ -55,6 +56,7 @@ class FuseBn(Pass):
                     changes.append(Change("fused", name, f"into {fuser.fuse(node, body)}"))
                 except _Refused as refusal:
                     skipped.append(Skip(name, str(refusal)))
+        drop_unused(read, model)
         return PassResult(changes, skipped)
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from onnxopt.graph.dead import detach
-from onnxopt.model import Graph, Model, Node
+from onnxopt.model import Constant, Graph, Model, Node
 
 
 def replace_uses(old: Any, new: Any, model: Model) -> int:
@@ -33,6 +34,16 @@ def replace_uses(old: Any, new: Any, model: Model) -> int:
 def is_output(tensor: Any, model: Model) -> bool:
     """Whether the tensor is an output of any body."""
     return any(tensor is output for body in model.bodies() for output in body.outputs)
+
+
+def drop_unused(constants: Iterable[Constant], model: Model) -> int:
+    """Remove those of the given constants that nothing reads and no body gives out; returns how many."""
+    outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    gone = {id(constant) for constant in constants if not constant.outputs and id(constant) not in outputs}
+    for body in model.bodies():
+        if any(id(constant) in gone for constant in body.initializers):
+            body.initializers = [constant for constant in body.initializers if id(constant) not in gone]
+    return len(gone)
 
 
 def remove_node(node: Node, body: Graph) -> None:

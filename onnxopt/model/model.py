@@ -251,7 +251,15 @@ class Model:
             tensors[name] = data
             return data.to_reference(f"{_TOKEN}{name}", name)
 
-        return self._export(write), tensors
+        proto = self._export(write)
+        used = {id(tensor) for tensor in self.graph.outputs}
+        idle = {c.name for c in self.graph.initializers if not c.outputs and id(c) not in used} & set(tensors)
+        if idle:
+            # the runtime drops what nobody reads before it looks for the values handed over, and then misses it
+            kept = [tensor for tensor in proto.graph.initializer if tensor.name not in idle]
+            proto.graph.ClearField("initializer")
+            proto.graph.initializer.extend(kept)
+        return proto, {name: data for name, data in tensors.items() if name not in idle}
 
     def nbytes(self) -> int:
         """Bytes of all values as stored, shared content counted once per constant that stores it."""

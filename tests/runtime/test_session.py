@@ -8,9 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import parser
+from onnx import TensorProto, helper, numpy_helper, parser
 
 from onnxopt.errors import ModelError, PassError, UsageError
+from onnxopt.model import load
 from onnxopt.runtime import Session
 from onnxopt.runtime.ports import dtype_of
 from onnxopt.runtime.session import _options
@@ -211,3 +212,19 @@ def test_a_model_hands_its_weights_over(weights: NDArray[Any]) -> None:
     session = Session(models.load(proto))
     x = np.full(weights.size, 0.5, np.float32)
     np.testing.assert_array_equal(session.run({"x": x})["y"], weights.astype(np.float32) + x)
+
+
+def test_a_large_initializer_that_nobody_reads_is_no_obstacle() -> None:
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32])],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32])],
+            [numpy_helper.from_array(np.eye(32, dtype=np.float32), name) for name in ("w", "idle")],
+        ),
+        opset_imports=[helper.make_opsetid("", 17)],
+        ir_version=8,
+    )
+    x = np.arange(32, dtype=np.float32)[None]
+    assert np.array_equal(Session(load(proto)).run({"x": x})["y"], x)
