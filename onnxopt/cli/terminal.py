@@ -49,10 +49,24 @@ def spinner(verbose: int, quiet: bool) -> Iterator[Callable[[str, int, int], Non
     elif verbose:
         yield _steps()
     else:
-        from rich.console import Console
+        yield from _live()
 
-        with Console(stderr=True).status("starting") as status:
-            yield lambda what, done, total: status.update(f"{what} {done}/{total}" if total else what)
+
+def _live() -> Iterator[Callable[[str, int, int], None]]:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    with console.status("starting") as status:
+
+        def update(what: str, done: int, total: int) -> None:
+            if what.startswith("timing"):
+                # a line that moves would take part in what is timed
+                status.stop()
+                return
+            status.start()
+            status.update(f"{what} {done}/{total}" if total else what)
+
+        yield update
 
 
 def _steps() -> Callable[[str, int, int], None]:

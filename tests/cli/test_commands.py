@@ -244,12 +244,17 @@ def test_the_command_line_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def interruptible() -> None:
+    """Background jobs of a shell ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupted_run_leaves_nothing(folder: Path, number: signal.Signals, code: int) -> None:
     words = [*COMMAND, "net.onnx", "--passes", f"{BREAKING}:Wait", "--data", "data.npz"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     try:
         deadline = time.monotonic() + 60
         while not (folder / "running").exists():
@@ -280,7 +285,8 @@ worker._command = lambda folder: [sys.executable, "-c", f"import os; os.chdir({{
 from onnxopt.cli.run import run
 sys.exit(run(["net.onnx", "--passes", {GOOD!r}, "--data", "data.npz", "--latency-seconds", "0"]))
 """
-    child = subprocess.Popen([sys.executable, "-P", "-c", code], stderr=subprocess.PIPE, text=True)
+    words = [sys.executable, "-P", "-c", code]
+    child = subprocess.Popen(words, stderr=subprocess.PIPE, text=True, preexec_fn=interruptible)
     marker = folder / "running"
     try:
         deadline = time.monotonic() + 60

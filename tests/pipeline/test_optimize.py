@@ -339,3 +339,38 @@ def test_an_error_carries_its_exit_code(example: Example) -> None:
             run(example, passes)
         codes[name] = caught.value.exit_code
     assert codes == {"usage": 2, "pass": 4}
+
+
+def test_external_data_is_read_and_left_as_it_is(example: Example) -> None:
+    model, data = example
+    source = model.with_name("outside.onnx")
+    onnx.save(classifier(), source, save_as_external_data=True, location="weights.bin", size_threshold=0)
+    before = bits(source), bits(model.with_name("weights.bin"))
+    here = run((source, data), Round(step=0.05), output=model.with_name("a.onnx"))
+    there = run(example, Round(step=0.05), output=model.with_name("b.onnx"))
+    assert (bits(source), bits(model.with_name("weights.bin"))) == before
+    assert here.report.reference.file_bytes == sum(map(len, before))
+    assert here.path is not None
+    assert there.path is not None
+    assert onnx.load(here.path) == onnx.load(there.path)
+
+
+def test_bodies_and_functions_go_through(tmp_path: Path) -> None:
+    proto = parser.parse_model(
+        """
+        <ir_version: 8, opset_import: ["" : 17, "own" : 1]>
+        net (bool c, float[N, 4] x) => (float[N, 4] y) {
+          twice = own.Twice(x)
+          y = If(c) <then_branch = one () => (float[N, 4] a) { i = Identity(twice) a = Relu(i) },
+                     else_branch = two () => (float[N, 4] b) { j = Identity(twice) b = Neg(j) }>
+        }
+        <domain: "own", opset_import: ["" : 17]>
+        Twice (x) => (y) { k = Identity(x) y = Add(k, x) }
+        """
+    )
+    feeds = [{"c": np.array(at % 2 == 0), "x": np.full((1, 4), at - 2.5, np.float32)} for at in range(6)]
+    result = api.optimize(proto, DropIdentity(), feeds=feeds, latency_seconds=0, output=tmp_path / "out.onnx")
+    assert len(result.report.passes[0].changes) == 3
+    assert result.report.verdict is Verdict.PASSED
+    left = {node.op for body in result.model.bodies() for node in body.nodes}
+    assert left == {"Twice", "If", "Relu", "Neg", "Add"}
