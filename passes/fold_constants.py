@@ -8,7 +8,9 @@
 
 A node is computed when its operator is listed as foldable and all its inputs are constants or computed themselves;
 Shape and Size of a tensor whose shape follows from the inputs' declared shapes are constants too. Values come from the
-runtime, unoptimized, many nodes in one evaluation, so they are bit for bit what the model would have computed.
+runtime, unoptimized, many nodes in one evaluation, so they are bit for bit what the model would have computed. What
+follows is bit-equal too, except that the runtime packs constant weights of matrix products and then adds in another
+order: `weights=false` leaves those alone.
 
 Bounded: sizes are known before anything is computed. Results are stored only while the model grows by no more than
 `max_growth` bytes over the constants they replace, and never if that would store at full width what the file holds in
@@ -25,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto
 
-from onnxopt.graph import Names, detach, label, operators, replace_uses
+from onnxopt.graph import Names, detach, drop_unused, label, operators, replace_uses
 from onnxopt.graph.extract import extract
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.graph.sort import sorted_nodes
@@ -51,15 +53,17 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold_constants"
     max_growth: int = option(65536, "bytes that all computed tensors together may add to the model", minimum=0)
 
+    weights: bool = option(True, "also compute weights of matrix products; false: bit-equal outputs")
+
     @property
     def effect(self) -> Effect:
-        """The runtime computes the same nodes, only earlier."""
-        return Effect.EXACT
+        """The runtime computes the same nodes, only earlier; but constant weights it packs, and adds otherwise."""
+        return Effect.ROUNDING if self.weights else Effect.EXACT
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Fold in all bodies until nothing more can be."""
         model.normalize()
-        folder = _Folder(model, context, self.max_growth)
+        folder = _Folder(model, context, self)
         for _ in range(_MAX_ROUNDS):
             if not folder.fold():
                 break
@@ -105,9 +109,10 @@ class _Plan:
 class _Folder:
     """The state of one run over a model."""
 
-    def __init__(self, model: Model, context: Context, max_growth: int) -> None:
+    def __init__(self, model: Model, context: Context, options: FoldConstants) -> None:
         self.model, self.context = model, context
-        self.max_growth = self.budget = max_growth
+        self.max_growth = self.budget = options.max_growth
+        self.weights = options.weights
         self.changes: list[Change] = []
         self.left: dict[int, tuple[Node, str]] = {}
         self.failed: dict[int, tuple[Node, str]] = {}
@@ -193,6 +198,8 @@ class _Folder:
 
     def _too_large(self, node: Node) -> str | None:
         """Why the node must not be computed, even as a step on the way."""
+        if any(isinstance(tensor, Constant) and tensor.data.sparse is not None for tensor in node.inputs):
+            return "it would store a sparse tensor densely"
         read = [self._nbytes(tensor) for tensor in node.inputs if not tensor.is_empty()]
         row = operators.info(node)
         if row is not None and row.shrinks:
@@ -260,9 +267,10 @@ class _Folder:
         """Why the results must not be stored; "" where there is simply nothing to gain, None where they may."""
         if node.op == "Identity":
             return ""
+        packing = [user for tensor in wanted for user in tensor.outputs if _packs(user) and not plan.goes(user)]
+        if packing and not self.weights:
+            return f"{packing[0].op} {label(packing[0])} would multiply constant weights otherwise (weights=false)"
         sources = _sources(node, plan)
-        if any(constant.data.sparse is not None for constant in sources):
-            return "it would store a sparse tensor densely"
         if self._rounds_halves(node, plan):
             return "the runtime computes 16-bit floats in float32 and would not round this result to 16 bits"
         new = {plan.key(tensor, body): tensor for tensor in wanted if plan.key(tensor, body) not in plan.keys}
@@ -399,17 +407,11 @@ class _Folder:
             gone = removed.get(id(body), set())
             if gone:
                 body.nodes = [node for node in body.nodes if id(node) not in gone]
-        self._drop(unused)
+        drop_unused(unused.values(), self.model)
 
     def _is_dead(self, node: Node) -> bool:
         used = any(tensor.outputs or id(tensor) in self.outputs for tensor in node.outputs if not tensor.is_empty())
         return not used and operators.is_pure(node)
-
-    def _drop(self, constants: dict[int, Constant]) -> None:
-        gone = {key for key, constant in constants.items() if not constant.outputs and key not in self.outputs}
-        for body in self.model.bodies():
-            if any(id(constant) in gone for constant in body.initializers):
-                body.initializers = [constant for constant in body.initializers if id(constant) not in gone]
 
 
 def _nodes(model: Model) -> Iterator[tuple[Node, Graph]]:
@@ -424,6 +426,12 @@ def _may_fold(node: Node, computed: set[int]) -> bool:
     if any(isinstance(value, AttributeProto) for value in node.attrs.values()):
         return False
     return all(isinstance(t, Constant) or t.is_empty() or id(t) in computed for t in node.inputs)
+
+
+def _packs(node: Node) -> bool:
+    """Whether the runtime rearranges this node's weights when they are constant (PrePack in its kernels)."""
+    domain, op = node.kind
+    return domain != "" or op in ("Attention", "Einsum", "GRU", "Gemm", "LSTM", "RNN") or "Conv" in op or "MatMul" in op
 
 
 def _cone(nodes: list[Node], plan: _Plan) -> Iterator[Node]:
