@@ -200,12 +200,9 @@ def _upsample_10(site: _Site) -> None:
     site.node.op = "Resize"
 
 
-def _dropout_10(site: _Site) -> None:
-    if site.used(1):
-        raise site.stuck("its mask output has another element type")
-
-
 def _dropout_12(site: _Site) -> None:
+    if site.used(1):
+        raise site.stuck("onnxruntime's mask is all false before and all true after")
     site.to_input("ratio", 1, np.float32)
 
 
@@ -321,7 +318,6 @@ _RULES: dict[tuple[str, int], Callable[[_Site], None]] = {
     ("BatchNormalization", 9): _batch_normalization_9,
     ("Scan", 9): _scan_9,
     ("Upsample", 9): _upsample_9,
-    ("Dropout", 10): _dropout_10,
     ("Slice", 10): _slice_10,
     ("TopK", 10): _top_k_10,
     ("Upsample", 10): _upsample_10,
