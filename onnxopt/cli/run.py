@@ -21,6 +21,10 @@ _BROKEN_PIPE = 141
 _TERMINATED = 143
 
 
+class Terminated(BaseException):
+    """SIGTERM. Not SystemExit, which a pass may raise too."""
+
+
 def run(words: Sequence[str]) -> int:
     """Run the command and return its exit code. Errors go to stderr as `error: cause` and `hint: remedy`."""
     verbose = _wants_traceback(words)
@@ -33,6 +37,9 @@ def run(words: Sequence[str]) -> int:
     except (Interrupted, KeyboardInterrupt, click.Abort):
         tell("interrupted", "an output is written whole or not at all, and last; run again")
         return INTERRUPTED
+    except Terminated:
+        tell("terminated", "an output is written whole or not at all, and last; run again")
+        return _TERMINATED
     except BrokenPipeError:
         # the reader went away; keep the interpreter from failing on it once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -63,7 +70,7 @@ def end_cleanly_when_terminated() -> None:
     """Let SIGTERM unwind the stack, so that temporary files and child processes go."""
 
     def leave(_number: int, _frame: FrameType | None) -> None:
-        raise SystemExit(_TERMINATED)
+        raise Terminated
 
     if hasattr(signal, "SIGTERM"):
         try:

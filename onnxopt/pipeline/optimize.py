@@ -161,7 +161,9 @@ class Run:
             more = f" (and {len(findings.problems) - 1} more)" if len(findings.problems) > 1 else ""
             return Verdict.FAILED, findings.problems[0] + more
         if not _changed(records):
-            return Verdict.UNCHANGED, "no pass found anything to do"
+            left_out = [record.name for record in records if record.status is Status.FAILED]
+            reason = f"{', '.join(left_out)} failed and was left out" if left_out else "no pass found anything to do"
+            return Verdict.UNCHANGED, reason
         if not self.settings.verify:
             return Verdict.NOT_VERIFIED, "nothing was compared (--no-verify)"
         if self.split.synthetic:

@@ -65,7 +65,7 @@ class Runner:
             modified = _digest(self.model.snapshot()) != _digest(before)
             if modified and self.stages is not None:
                 comparison = self.stages.prove(self.model, step)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.model.restore(before)
             told = _told(step, error)
             seconds = seconds or time.perf_counter() - started
@@ -119,7 +119,7 @@ def _digest(snapshot: Snapshot) -> bytes:
     return hashlib.sha256(snapshot.skeleton).digest()
 
 
-def _told(step: Step, error: Exception) -> OnnxoptError:
+def _told(step: Step, error: Exception | SystemExit) -> OnnxoptError:
     """The error with the pass named in front. Usage and limits keep their exit codes, the rest is PassError."""
     name = f"pass {step.source!r}"
     if isinstance(error, OnnxoptError):

@@ -84,6 +84,7 @@ def test_each_pass_is_compared_with_the_right_stage(example: Example) -> None:
         ("Rename", "changed the model's signature: output 'logits' became 'logits_1'"),
         ("Raise", "failed: RuntimeError: halfway through"),
         ("ReturnNothing", "returned NoneType"),
+        ("Leave", "failed: SystemExit: 0"),
     ],
 )
 def test_a_pass_that_breaks_the_model_is_caught_named_and_rolled_back(example: Example, name: str, cause: str) -> None:
@@ -125,6 +126,12 @@ def test_unchanged_is_said_and_the_file_is_written(example: Example) -> None:
     assert report.comparison is None
     assert report.passes[0].comparison is None
     assert onnx.load(output) == onnx.load(model)
+
+
+def test_unchanged_because_all_passes_failed_is_told_as_that(example: Example) -> None:
+    report = run(example, bad("Raise"), on_error="skip").report
+    assert report.verdict is Verdict.UNCHANGED
+    assert report.reason == "raise failed and was left out"
 
 
 def test_statistics_come_from_the_fit_part_only(example: Example) -> None:
