@@ -25,7 +25,7 @@ from onnxopt.graph import qdq, storage
 from onnxopt.graph.codes import shared_params, within
 from onnxopt.graph.edit import label
 from onnxopt.graph.islands import Islands, drop_unprofitable, plan
-from onnxopt.graph.layers import FloatArray, Layer, find_layers
+from onnxopt.graph.layers import FloatArray, Layer, find_layers, layout_of, only_consumer
 from onnxopt.graph.precision import before_logarithms
 from onnxopt.graph.qdq_nodes import QdqWriter
 from onnxopt.model import Constant, Graph, Model, Node, Variable
@@ -222,15 +222,35 @@ class _Work:
         scale = params[layer.activation].scale
         self.writer.replace_chain(layer, None if bias is None else affine.quantize_bias(bias, scale, found.scales))
         self.done.add(layer.node)
+        follower = only_consumer(layer.raw, self.outputs)
+        if (
+            not (layer.needs_codes or layer.output in params)
+            and follower is not None
+            and follower.op in ("Relu", "Clip")
+        ):
+            self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
+            self.writer.spell_out(follower, layer.body)
 
     def _corrected(
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
     ) -> FloatArray | None:
         mean = self.statistics.channel_mean(layer.activation) if self.options.correct_bias else None
-        if mean is None or (bias is None and layer.node.op == "MatMul"):
+        if bias is None and layer.node.op == "MatMul":
+            if not self._would_become_gemm(layer):
+                return None
+            bias = np.zeros(layer.channels, np.float32)
+        if mean is None:
             return bias
         error = mean_output_error(values, found, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
         return np.asarray((0.0 if bias is None else bias) - error, np.float32)
+
+    def _would_become_gemm(self, layer: Layer) -> bool:
+        """Whether the runtime may join this MatMul with an Add behind it to a Gemm of float bias, which stays float.
+
+        (`matmul_add_fusion.cc`.) A MatMul with a bias of its own, be it zero, does not join.
+        """
+        follower = only_consumer(layer.raw, self.outputs)
+        return layer.rank in (2, None) and follower is not None and follower.op == "Add"
 
     def _write_node(self, node: Node, body: Graph) -> None:
         for at, tensor in enumerate(node.inputs):
@@ -246,9 +266,13 @@ class _Work:
             wanted = between or (self.options.storage and found.saved_bytes > 0)
             if not wanted or found.node in self.done or not np.isfinite(found.weight.values).all():
                 continue
-            key = (found.weight.data.uid, *found.kept)
+            key = (found.weight.data.uid, int(between), *found.kept)
             if key not in self.stored:
                 codes, scales = quantize_kept(found.weight.values, found.kept)
+                if between and found.node.op != "ConvTranspose" and self.target.saturates:
+                    # the runtime may find an integer kernel for it after all
+                    safe = quantize_layer_weight(found.weight.values, layout_of(found.node), bounded=True)
+                    codes, scales = safe.codes, safe.scales
                 self.stored[key] = (
                     self.writer.constant(f"{found.weight.name}_codes", codes),
                     self.writer.constant(f"{found.weight.name}_scale", scales),

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from onnxopt.graph import qdq
 from onnxopt.graph.edit import label
+from onnxopt.graph.shapes import known
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
 
@@ -26,7 +27,7 @@ class Layer:
 
     activation: the tensor it reads, in front of `pad`: a Pad with zeros that goes into the Conv's pads, or None. chain:
     the nodes right behind it that scale or shift by constants, in order; they go into weight and bias. raw: the tensor
-    behind the chain. absorbed: the Relu or Clip behind that, if any.
+    behind the chain. absorbed: the Relu or Clip behind that, if any. rank: axes of `activation`, None when not certain.
     """
 
     node: Node
@@ -39,6 +40,7 @@ class Layer:
     chain: tuple[Node, ...]
     raw: Variable
     absorbed: Node | None
+    rank: int | None
 
     @property
     def name(self) -> str:
@@ -87,7 +89,7 @@ class Layer:
         """Weight (its own shape) and bias [channels] or None, with the chain worked in."""
         weight = self.weight.values.astype(np.float64)
         given = self.node.inputs[2] if len(self.node.inputs) > 2 else None
-        bias = given.values.astype(np.float64) if isinstance(given, Constant) else None
+        bias = given.values.astype(np.float64).reshape(-1) if isinstance(given, Constant) else None
         for node in self.chain:
             factor, shift = _affine(node)
             shape = [1] * weight.ndim
@@ -101,12 +103,13 @@ class Layer:
 def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
     """Every layer of every body, in order; a node that is one in kind but can't be quantized comes with the reason."""
     outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    ranks = {key: len(fact.shape) for key, fact in known(model).items() if fact.shape is not None}
     for body in model.bodies():
         for node in body.nodes:
             found = qdq.row(node)
             if found is not None and found.role is qdq.Role.LAYER:
                 reason = _refusal(node, body, found)
-                yield _layer(node, body, found, outputs) if reason is None else (node, reason)
+                yield _layer(node, body, found, outputs, ranks) if reason is None else (node, reason)
 
 
 def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
@@ -130,12 +133,13 @@ def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
     return row.refuses(node)
 
 
-def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int]) -> Layer | tuple[Node, str]:
-    layout = _layout(node)
+def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int], ranks: dict[int, int]) -> Layer | tuple[Node, str]:
+    layout = layout_of(node)
     weight = node.inputs[1]
     pad = _zero_pad(node)
     activation = node.inputs[0] if pad is None else pad.inputs[0]
-    chain = tuple(_chain(node, weight.shape[layout.axis], len(weight.shape), outputs))
+    rank = len(weight.shape) if node.op != "MatMul" else ranks.get(id(activation))
+    chain = tuple(_chain(node, weight.shape[layout.axis], rank or 1, outputs))
     raw = chain[-1].outputs[0] if chain else node.outputs[0]
     absorbed = only_consumer(raw, outputs)
     found = qdq.row(absorbed) if absorbed is not None else None
@@ -147,13 +151,14 @@ def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int]) -> Layer | 
         or found.refuses(absorbed) is not None
     ):
         absorbed = None
-    layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed)
+    layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed, rank)
     if layer.needs_codes and body.parent is None and id(layer.output) in outputs:
         return node, "its output is an output of the model, which stays float"
     return layer
 
 
-def _layout(node: Node) -> Layout:
+def layout_of(node: Node) -> Layout:
+    """How a Conv, Gemm or MatMul keeps its weight."""
     if node.op == "Conv":
         return Layout.CONV
     return Layout.COLUMNS if node.attrs.get("transB", 0) else Layout.ROWS
@@ -182,14 +187,15 @@ def _zero_pad(node: Node) -> Node | None:
 
 
 def _is_bias(tensor: object, weight: Constant, node: Node) -> bool:
-    channels = weight.shape[_layout(node).axis]
-    return isinstance(tensor, Constant) and tensor.dtype == np.float32 and tensor.shape == (channels,)
+    channels = weight.shape[layout_of(node).axis]
+    shapes = [(channels,), (1, channels)] if node.op == "Gemm" else [(channels,)]
+    return isinstance(tensor, Constant) and tensor.dtype == np.float32 and tensor.shape in shapes
 
 
 def _chain(node: Node, channels: int, rank: int, outputs: set[int]) -> Iterator[Node]:
     """The Mul, Div, Add and Sub nodes behind `node` whose other operand is one number or one number per channel."""
-    shape = (channels, *[1] * (rank - 2)) if node.op == "Conv" else (channels,)
-    shapes = [shape, (1, *shape)] if node.op == "Conv" else [shape]
+    spatial = [1] * (rank - 2) if node.op == "Conv" else []
+    shapes = [(*[1] * ahead, channels, *spatial) for ahead in range(rank - len(spatial))]
     tensor = node.outputs[0]
     while (follower := only_consumer(tensor, outputs)) is not None:
         if follower.kind[0] != "" or follower.op not in ("Mul", "Div", "Add", "Sub"):
@@ -198,7 +204,7 @@ def _chain(node: Node, channels: int, rank: int, outputs: set[int]) -> Iterator[
         other = follower.inputs[at]
         if not isinstance(other, Constant) or other.dtype != np.float32 or (at == 0 and follower.op in ("Div", "Sub")):
             return
-        single = other.data.size == 1 and len(other.shape) <= (rank if node.op == "Conv" else 1)
+        single = other.data.size == 1 and len(other.shape) <= rank
         if not (single or other.shape in shapes) or not np.isfinite(other.values).all():
             return
         if follower.op == "Div" and not other.values.all():

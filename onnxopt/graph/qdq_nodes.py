@@ -116,6 +116,28 @@ class QdqWriter:
         product.inputs, product.outputs = [values, factors], [output]
         body.nodes.append(product)
 
+    def spell_out(self, node: Node, body: Graph) -> None:
+        """Write a Relu or Clip as Max and Min of constants, the same values.
+
+        Behind a MatMul or Gemm that leaves the integers, a Relu or Clip keeps the runtime (1.32) from using the integer
+        kernel at all: its pattern then asks for a QuantizeLinear.
+        """
+        bounds = [("Max", 1), ("Min", 2)]
+        if node.op == "Relu":
+            node.inputs.append(self.constant(f"{node.outputs[0].name}_zero", np.array(0, np.float32)))
+        given = [(op, node.inputs[at]) for op, at in bounds if at < len(node.inputs) and not node.inputs[at].is_empty()]
+        if not given:
+            node.op, node.inputs = "Identity", [node.inputs[0]]
+            return
+        tensor, output = node.inputs[0], node.outputs[0]
+        self.remove(node, body)
+        for op, bound in given[:-1]:
+            tensor = self.node(body, op, [tensor, bound], f"{output.name}_{op.lower()}")
+        op, bound = given[-1]
+        last = Node(op=op, name=self._names.node(f"{output.name}_{op}"))
+        last.inputs, last.outputs = [tensor, bound], [output]
+        body.nodes.append(last)
+
     def set_input(self, node: Node, at: int, tensor: Variable | Constant, body: Graph) -> None:
         """Replace one input of a node; constants that lose their last reader go at the end."""
         while len(node.inputs) <= at:

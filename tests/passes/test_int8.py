@@ -256,6 +256,38 @@ def test_other_padding_stays_in_front(pad: str) -> None:
     assert error(parse(text, used), model, CONV_FEEDS) < 1e-3
 
 
+CONV_KINDS = {
+    "1d": ("", (1, 8, 20), (16, 8, 3)),
+    "3d": ("", (1, 4, 5, 6, 7), (8, 4, 2, 3, 3)),
+    "grouped": ("group = 4", (1, 16, 8, 8), (8, 4, 3, 3)),
+    "depthwise": ("group = 16", (1, 16, 8, 8), (16, 1, 3, 3)),
+    "multiplied": ("group = 8", (1, 8, 8, 8), (16, 1, 3, 3)),
+    "strided": ("strides = [2, 2], pads = [1, 0, 0, 1]", (1, 8, 9, 9), (8, 8, 3, 3)),
+    "dilated": ("dilations = [2, 2]", (1, 8, 9, 9), (8, 8, 3, 3)),
+    "same": ('auto_pad = "SAME_UPPER"', (1, 8, 9, 9), (8, 8, 3, 3)),
+    "odd": ("", (2, 3, 9, 9), (5, 3, 3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", CONV_KINDS)
+@pytest.mark.parametrize("target", ["x86", "arm64"])
+def test_convolutions_of_all_kinds(kind: str, target: str, tmp_path: Path) -> None:
+    attributes, shape, kernel = CONV_KINDS[kind]
+    dims = ", ".join(map(str, shape))
+    listed = f"<{attributes}>" if attributes else ""
+    text = f"g (float[{dims}] x) => (float y) {{ a = Conv{listed}(x, w, b)  y = Neg(a) }}"
+    weights = {"w": weight(*kernel), "b": normal(kernel[0])}
+    model = parse(text, weights)
+    feeds = [{"x": normal(*shape, seed=seed)} for seed in range(4)]
+    quantize(model, feeds, target=target)
+    assert optimized(model, tmp_path)[0]["QLinearConv"] == 1
+    assert error(parse(text, weights), model, feeds) < 1e-3
+    step = qparams(model)["a"][0]
+    for feed in feeds:
+        fast, slow = Session(model).run(feed)["y"], Session(model, optimize=False).run(feed)["y"]
+        assert np.abs(fast - slow).max() <= 1.01 * step
+
+
 # what stays float, and why
 
 
@@ -359,6 +391,19 @@ def test_loop_bodies_are_quantized() -> None:
     quantize(model, feeds)
     assert len(integer_weights(model)) == 1
     assert error(same, model, feeds) < 1e-2
+
+
+def test_a_branch_may_hand_out_what_an_integer_layer_makes(tmp_path: Path) -> None:
+    text = """g (float[1, 4, 8, 8] x, bool which) => (float[1, 8, 8, 8] y) {
+      y = If (which) <
+        then_branch = t () => (float[1, 8, 8, 8] tt) { tt = Conv(x, w) },
+        else_branch = e () => (float[1, 8, 8, 8] ee) { a = Conv(x, w)  ee = Relu(a) }> }"""
+    weights = {"w": weight(8, 4, 1, 1)}
+    model = parse(text, weights)
+    feeds = [{**feed, "which": np.array(i % 2 == 0)} for i, feed in enumerate(CONV_FEEDS)]
+    quantize(model, feeds)
+    assert optimized(model, tmp_path)[0]["QLinearConv"] == 2
+    assert error(parse(text, weights), model, feeds) < 1e-3
 
 
 # storage

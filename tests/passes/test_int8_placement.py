@@ -268,6 +268,54 @@ def test_matrix_products_of_rank_3(shape: str, tmp_path: Path) -> None:
     assert ops["MatMul"] + ops["Gemm"] == 0
 
 
+@pytest.mark.parametrize("shape", ["2, 16", "n, t, 16"])
+@pytest.mark.parametrize("layer", ["p = MatMul(x, w)", "q = MatMul(x, w) p = Add(q, b)"])
+@pytest.mark.parametrize("activation", ["Relu(p)", "Clip(p, low)", "Clip(p, low, high)", "Clip(p, , high)", "Clip(p)"])
+def test_an_activation_behind_a_matrix_product_does_not_keep_it_float(
+    shape: str, layer: str, activation: str, tmp_path: Path
+) -> None:
+    """Relu or Clip between a MatMul or Gemm and a float operator: the runtime would run the layer in float."""
+    text = f"g (float[{shape}] x) => (float y) {{ {layer} r = {activation} y = Neg(r) }}"
+    values: dict[str, Array] = {
+        "w": weight(16, 8),
+        "b": normal(8),
+        "low": np.array(-0.5, np.float32),
+        "high": np.array(0.5, np.float32),
+    }
+    used = {name: array for name, array in values.items() if f", {name}" in text}
+    model = parse(text, used)
+    feeds = [{"x": normal(*((2, 16) if shape == "2, 16" else (2, 3, 16)), seed=seed)} for seed in range(3)]
+    quantize(model, feeds)
+    ops, _ = optimized(model, tmp_path)
+    assert ops["MatMulIntegerToFloat"] + ops["QGemm"] == 1, ops
+    assert ops["MatMul"] + ops["Gemm"] + ops["FusedGemm"] == 0
+    for feed in feeds:
+        exact, got = Session(parse(text, used)).run(feed)["y"], Session(model).run(feed)["y"]
+        assert np.abs(exact - got).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("shape", "addend"),
+    [(shape, addend) for shape in ("2, 16", "n, 16") for addend in ("vector", "row", "matrix", "other")]
+    + [("2, 3, 16", "vector"), ("2, 3, 16", "row")],
+)
+def test_a_sum_behind_a_matrix_product_does_not_keep_it_float(shape: str, addend: str, tmp_path: Path) -> None:
+    """MatMul and Add of rank 2 become a Gemm, whose bias would have to be int32 codes."""
+    text = f"""g (float[{shape}] x, float[2, 8] other) => (float y) {{
+      p = MatMul(x, w) r = Add(p, {addend}) y = Neg(r) }}"""
+    values = {"w": weight(16, 8), "vector": normal(8), "row": normal(1, 8), "matrix": normal(2, 8)}
+    used = {name: array for name, array in values.items() if f", {name})" in text}
+    model = parse(text, used)
+    rows = (2, 3, 16) if shape == "2, 3, 16" else (2, 16)
+    feeds = [{"x": normal(*rows, seed=seed), "other": normal(2, 8, seed=9)} for seed in range(3)]
+    quantize(model, feeds)
+    ops, _ = optimized(model, tmp_path)
+    assert ops["MatMulIntegerToFloat"] + ops["QGemm"] == 1, ops
+    for feed in feeds:
+        exact, got = Session(parse(text, used)).run(feed)["y"], Session(model).run(feed)["y"]
+        assert np.abs(exact - got).max() < 0.1
+
+
 def test_nothing_behind_the_last_layer_is_quantized() -> None:
     text = """g (float[1, 8, 6, 6] x) => (float[1, 16, 5, 5] y) {
       a = Conv(x, w1)  b = Conv(a, w2)  c = Conv(a, w3)
