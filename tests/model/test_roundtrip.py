@@ -1,0 +1,202 @@
+"""What no pass touched is written as it was read, though every file is rebuilt from the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from onnxopt.model import Graph, Model, Node, Variable, exporter, load
+from tests.conformance.corpus import cases
+from tests.helpers import model, proto
+
+ROOT = Path(__file__).parents[2]
+
+
+def corpus() -> list[tuple[str, ModelProto]]:
+    """Every tenth of onnx's backend models, and all models of models/."""
+    taken = [(case.name, case.model) for case in cases()[::10]]
+    return taken + [(path.stem, onnx.load(path)) for path in sorted((ROOT / "models").glob("*/*.onnx"))]
+
+
+def insert_identities(target: Model) -> list[tuple[Graph, Node]]:
+    """An Identity on every output of every body that a node of this body makes."""
+    inserted: list[tuple[Graph, Node]] = []
+    for number, body in enumerate(target.bodies()):
+        made = {id(tensor) for node in body.nodes for tensor in node.outputs}
+        for at, tensor in enumerate(dict.fromkeys(t for t in body.outputs if id(t) in made)):
+            producer = tensor.inputs[0]
+            inner = Variable(f"before_identity_{number}_{at}")
+            position = next(i for i, other in enumerate(producer.outputs) if other is tensor)
+            producer.outputs[position] = inner
+            node = Node("Identity", f"identity_{number}_{at}", inputs=[inner], outputs=[tensor])
+            body.nodes.append(node)
+            inserted.append((body, node))
+    return inserted
+
+
+def remove_identities(inserted: list[tuple[Graph, Node]]) -> None:
+    for body, node in reversed(inserted):
+        inner, tensor = node.inputs[0], node.outputs[0]
+        producer = inner.inputs[0]
+        position = next(i for i, other in enumerate(producer.outputs) if other is inner)
+        node.inputs.clear()
+        node.outputs.clear()
+        producer.outputs[position] = tensor
+        body.nodes = [other for other in body.nodes if other is not node]
+
+
+def test_a_model_edited_and_edited_back_is_the_same_file_to_the_byte() -> None:
+    """The acceptance test of the model boundary."""
+    edited = 0
+    for name, source in corpus():
+        raw = source.SerializeToString()
+        target = load(source)
+        inserted = insert_identities(target)
+        edited += len(inserted)
+        if inserted:
+            assert target.to_proto().SerializeToString() != raw, f"{name}: the edit does not show"
+        remove_identities(inserted)
+        assert target.to_proto().SerializeToString() == raw, name
+        assert source.SerializeToString() == raw, f"{name}: the given proto was changed"
+    assert edited > 200
+
+
+def test_snapshots_and_clones_are_the_same_file_too() -> None:
+    for name, source in corpus()[::5]:
+        raw = source.SerializeToString()
+        target = load(source)
+        snapshot = target.snapshot()
+        assert target.clone().model.to_proto().SerializeToString() == raw, name
+        insert_identities(target)
+        target.restore(snapshot)
+        assert target.to_proto().SerializeToString() == raw, name
+
+
+def test_no_shortcut_every_node_is_exported(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[str] = []
+    original = exporter.Exporter.node
+
+    def counted(self: exporter.Exporter, node: Node) -> onnx.NodeProto:
+        exported.append(node.op)
+        return original(self, node)
+
+    monkeypatch.setattr(exporter.Exporter, "node", counted)
+    target = load(ROOT / "models/digits_cnn/digits_cnn.onnx")
+    target.to_proto()
+    assert len(exported) == target.node_count() == 52
+
+
+def test_no_shortcut_the_graph_and_the_carrier_show_in_the_file() -> None:
+    target = model("g (float[2] x) => (float[2] y) { y = Relu(x) }")
+    target.graph.nodes[0].op = "Neg"
+    target.carrier.producer_name = "another"
+    written = target.to_proto()
+    assert written.graph.node[0].op_type == "Neg"
+    assert written.producer_name == "another"
+
+
+def full_model() -> ModelProto:
+    """A model in which everything is set that this version of onnx knows."""
+    source = proto(
+        """g (float[N,4] x, float[4] d) => (float[N,4] y) <float[4] d = {1, 2, 3, 4}, float[4] w = {1, 2, 3, 4}> {
+            c = Constant<value_floats = [1.0, 2.0, 3.0, 4.0]>()
+            t = Mul(x, w)  u = Add(t, c)  v = Add(u, d)  y = local.f(v)
+        }
+        <domain: "local", opset_import: ["": 17], doc_string: "function">
+        f (x) => (y) { c = Constant<value = float {2}>() y = Mul(x, c) }""",
+        imports='"local" : 1',
+    )
+    source.producer_name, source.producer_version, source.domain, source.model_version = "p", "1", "d", 7
+    source.doc_string = "model"
+    source.metadata_props.add(key="a", value="b")
+    source.training_info.add().algorithm.name = "training"
+    graph = source.graph
+    graph.doc_string = "graph"
+    graph.metadata_props.add(key="a", value="b")
+    graph.value_info.append(helper.make_tensor_value_info("u", TensorProto.FLOAT, ["N", 4]))
+    graph.value_info[0].doc_string = "value"
+    graph.value_info[0].metadata_props.add(key="a", value="b")
+    graph.input[0].doc_string = "input"
+    graph.input[0].type.denotation = "TENSOR"
+    graph.input[0].type.tensor_type.shape.dim[0].denotation = "DATA_BATCH"
+    graph.initializer[0].doc_string = "weight"
+    graph.initializer[0].metadata_props.add(key="a", value="b")
+    graph.quantization_annotation.add(tensor_name="u").quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="w")
+    for node in graph.node:
+        node.name, node.doc_string = f"node_{node.output[0]}", "node"
+        node.metadata_props.add(key="a", value="b")
+    source.functions[0].metadata_props.add(key="a", value="b")
+    return source
+
+
+def test_everything_that_can_be_set_survives_an_edit() -> None:
+    source = full_model()
+    target = load(source)
+    remove_identities(insert_identities(target))
+    assert target.to_proto().SerializeToString() == source.SerializeToString()
+
+
+def test_fields_of_a_newer_onnx_survive() -> None:
+    unknown = b"\xfa\x3f\x03new"  # field 1023, three bytes
+    source = full_model()
+    for part in (source.graph.node[0], source.graph.initializer[1], source.graph.value_info[0], source.graph, source):
+        part.MergeFromString(unknown)
+    raw = source.SerializeToString()
+    assert raw.count(unknown) == 5
+    assert load(source).to_proto().SerializeToString() == raw
+
+
+def test_attribute_kinds() -> None:
+    source = proto("g (float[2] x) => (float[2] y) { y = custom.Op(x) }", imports='"custom" : 1')
+    node = source.graph.node[0]
+    tensor = numpy_helper.from_array(np.ones(2, np.float32), "t")
+    sparse = onnx.SparseTensorProto(dims=[4])
+    sparse.values.CopyFrom(tensor)
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([0, 2], np.int64)))
+    body = source.graph.__class__()
+    body.name = "body"
+    kind = helper.make_tensor_type_proto(TensorProto.FLOAT, [1])
+    values = {
+        "f": 1.5, "i": 3, "s": "text", "b": b"\xff\xfe", "t": tensor, "sp": sparse, "g": body, "tp": kind,
+        "fs": [1.0, 2.0], "is": [1, 2], "ss": ["a", "b"], "ts": [tensor, tensor], "sps": [sparse], "gs": [body, body],
+        "tps": [kind],
+    }  # fmt: skip
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in values.items())
+    node.attribute.append(helper.make_attribute("empty", [], attr_type=onnx.AttributeProto.FLOATS))
+    node.attribute[0].doc_string = "doc"
+    target = load(source)
+    remove_identities(insert_identities(target))
+    assert target.to_proto().SerializeToString() == source.SerializeToString()
+    attributes = target.graph.nodes[0].attrs
+    assert (attributes["f"], attributes["i"], attributes["s"], attributes["b"]) == (1.5, 3, "text", b"\xff\xfe")
+    attributes["is"].append(9)
+    attributes["f"] = 2.5
+    written = {attribute.name: attribute for attribute in target.to_proto().graph.node[0].attribute}
+    assert list(written["is"].ints) == [1, 2, 9]
+    assert written["f"].f == 2.5
+    assert written["fs"] == {attribute.name: attribute for attribute in node.attribute}["fs"]
+
+
+SUB_BYTE = [TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1, TensorProto.INT2, TensorProto.UINT2]
+SMALL_FLOATS = [TensorProto.FLOAT8E4M3FN, TensorProto.FLOAT8E4M3FNUZ, TensorProto.FLOAT8E5M2, TensorProto.BFLOAT16]
+
+
+@pytest.mark.parametrize("kind", SUB_BYTE + SMALL_FLOATS, ids=TensorProto.DataType.Name)
+def test_narrow_types_survive_reading_and_replacing(kind: int) -> None:
+    source = proto("g (float[3] x) => (float[3] y) { c = Cast<to = 1>(w) y = Add(x, c) }", 25, 13)
+    source.graph.initializer.append(helper.make_tensor("w", kind, [3], [0, 1, 0]))
+    target = load(source)
+    constant = target.graph.initializers[0]
+    assert constant.values.astype(np.float32).tolist() == [0, 1, 0]
+    assert target.to_proto().SerializeToString() == source.SerializeToString()
+    constant.values = constant.values[::-1].copy()
+    written = target.to_proto().graph.initializer[0]
+    assert written.data_type == kind
+    assert written.dims == [3]
+    constant.values = np.array([1, 0, 1]).astype(constant.dtype)
+    again = load(target.to_proto()).graph.initializers[0]
+    assert again.values.astype(np.float32).tolist() == [1, 0, 1]

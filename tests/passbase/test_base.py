@@ -1,0 +1,102 @@
+"""Passes as data: options, their text, effects, plain functions, look-up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+
+from onnxopt.errors import PassError, UsageError
+from onnxopt.model import Graph
+from onnxopt.passbase import Context, Effect, Pass, lookup, names, option, rewrite
+from tests.helpers import apply, model, operators
+
+
+@dataclass(frozen=True)
+class Example(Pass):
+    """Do nothing, with options.
+
+    More text.
+    """
+
+    name: ClassVar[str] = "example"
+    ratio: float = option(0.5, "a share", minimum=0.0, maximum=1.0)
+    count: int = option(3, "a number", minimum=1)
+    fast: bool = option(False, "a switch")
+    mode: str = option("a", "a choice", choices=("a", "b"))
+    layers: tuple[str, ...] = option((), "a list")
+
+
+def test_an_option_is_parsed_and_printed_back() -> None:
+    texts = {"ratio": "0.25", "count": "7", "fast": "true", "mode": "b", "layers": "x+y"}
+    found = Example.parse(texts)
+    assert found == Example(ratio=0.25, count=7, fast=True, mode="b", layers=("x", "y"))
+    assert str(found) == "example:ratio=0.25:count=7:fast=true:mode=b:layers=x+y"
+    assert str(Example()) == "example"
+    assert Example.help() == "Do nothing, with options."
+
+
+@pytest.mark.parametrize(
+    "texts", [{"ratio": "2"}, {"ratio": "much"}, {"count": "0"}, {"count": "1.5"}, {"fast": "maybe"}, {"mode": "c"}]
+)
+def test_a_wrong_value_is_refused_by_name(texts: dict[str, str]) -> None:
+    with pytest.raises(UsageError) as caught:
+        Example.parse(texts)
+    assert "example" in caught.value.cause
+    assert next(iter(texts)) in caught.value.cause
+    assert caught.value.remedy
+
+
+def test_an_unknown_option_gets_the_closest_one() -> None:
+    with pytest.raises(UsageError) as caught:
+        Example.parse({"ration": "1"})
+    assert "'ratio'" in caught.value.remedy
+
+
+def test_a_plain_function_is_a_pass_of_all_graph_bodies() -> None:
+    @rewrite(name="swap", effect="lossy")
+    def swap(graph: Graph) -> None:
+        """Turn Neg into Abs."""
+        for node in list(graph.nodes):
+            if node.op == "Neg":
+                node.op = "Abs"
+
+    made: Any = swap
+    assert made.help() == "Turn Neg into Abs."
+    assert made().effect is Effect.LOSSY
+    target = model(
+        """g (bool c, float[2] x) => (float[2] y) {
+            y = If(c) <
+                then_branch = t () => (float[2] p) { p = Neg(x) },
+                else_branch = e () => (float[2] q) { q = Neg(x) }
+            >
+        }"""
+    )
+    apply(made(), target)
+    assert [operators(body) for body in target.bodies()] == [["If"], ["Abs"], ["Abs"]]
+
+
+def test_passes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
+    assert {"dedup", "fold_constants", "fuse_bn", "fuse_pad", "convert_opset"} <= set(names())
+    assert lookup("dedup").name == "dedup"
+    with pytest.raises(UsageError) as caught:
+        lookup("dedupe")
+    assert "'dedup'" in caught.value.remedy
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from onnxopt.passbase import Pass\nclass Mine(Pass):\n    'Mine.'\n    name = 'mine'\nnothing = 3\n"
+    )
+    assert lookup(f"{file}:Mine").name == "mine"
+    for wrong in (f"{file}:Other", f"{file}:nothing", f"{tmp_path}/gone.py:Mine"):
+        with pytest.raises(UsageError):
+            lookup(wrong)
+    file.write_text("raise KeyError('x')")
+    with pytest.raises(UsageError, match="KeyError"):
+        lookup(f"{file}:Mine")
+
+
+def test_a_context_without_a_runtime_says_so() -> None:
+    with pytest.raises(PassError, match="runtime"):
+        Context().evaluate(model("g (float[2] x) => (float[2] y) { y = Neg(x) }").to_proto(), {})
