@@ -105,6 +105,7 @@ def test_a_refused_result_shows_its_report_then_the_error(folder: Path, capsys: 
     assert "BROKEN" in told.out
     assert "verdict   failed" in told.out
     assert len(told.err.splitlines()) == 2
+    assert "--keep-failed" in told.err
     assert not (folder / "net.onnxopt.onnx").exists()
     assert run([*words, "--keep-failed"]) == 1
     assert "net.onnxopt.failed.onnx" in capsys.readouterr().err

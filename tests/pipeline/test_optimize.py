@@ -381,3 +381,43 @@ def test_bodies_and_functions_go_through(tmp_path: Path) -> None:
     assert result.report.verdict is Verdict.PASSED
     left = {node.op for body in result.model.bodies() for node in body.nodes}
     assert left == {"Twice", "If", "Relu", "Neg", "Add"}
+
+
+def test_preparation_is_inserted_and_shown(example: Example) -> None:
+    records = run(example, bad("prepared")).report.passes
+    assert [(record.name, record.inserted_for) for record in records] == [
+        ("dedup", bad("prepared")),
+        ("prepared", None),
+    ]
+
+
+def test_the_final_comparison_is_on_the_evaluation_part(example: Example, tmp_path: Path) -> None:
+    final = tmp_path / "final.npz"
+    np.savez(final, x=np.random.default_rng(3).standard_normal((5, 12)).astype(np.float32))
+    report = run(example, Round(step=0.05), evaluate=final).report
+    assert report.comparison is not None
+    assert report.comparison.samples == 5
+    assert report.feeds is not None
+    assert report.feeds.evaluate == 5
+
+
+def test_the_final_rule_follows_what_the_passes_promised(example: Example, tmp_path: Path) -> None:
+    def rule(passes: Any, source: Path = example[0]) -> str:
+        comparison = run((source, example[1]), passes).report.comparison
+        assert comparison is not None
+        return comparison.rule
+
+    assert rule(DropIdentity()) == "rounding tolerance"
+    assert rule([Round(step=0.05), DropIdentity()]) == "quality floor"
+    quantized = tmp_path / "quantized.onnx"
+    run(example, bad("QuantizeInput"), output=quantized)
+    assert rule(DropIdentity(), quantized) == "quality floor"
+
+
+def test_made_up_inputs_are_named_where_the_floor_fails(example: Example) -> None:
+    with pytest.raises(PassError) as caught:
+        run(example, bad("Ruin"), feeds=None)
+    assert "made up" in caught.value.remedy
+    with pytest.raises(PassError) as caught:
+        run(example, bad("Ruin"))
+    assert "milder options" in caught.value.remedy

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from onnxopt.passbase import Skip
+from onnxopt.passbase import Change, Skip
 from onnxopt.report import OutputFigures, Report, Verdict
 from onnxopt.report.text_view import WIDTH, lines, plain
 from tests.report.examples import check_report, full_report
@@ -69,6 +69,14 @@ def test_detail_lists_every_change_and_skip() -> None:
     shown = text(full_report(), 1)
     assert "removed conv1: 8 of 32 channels" in shown
     assert "/blocks.4/conv" in shown
+
+
+def test_many_kinds_of_changes_are_folded() -> None:
+    report = full_report()
+    changes = tuple(Change(f"did something of kind {at} to", "node") for at in range(9))
+    shown = text(replace(report, passes=(replace(report.passes[1], changes=changes),)))
+    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert "kind 8 to" in " ".join(shown.split())
 
 
 def test_many_reasons_are_cut_short_unless_asked_for() -> None:
