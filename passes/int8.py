@@ -22,7 +22,7 @@ import numpy as np
 
 from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph import qdq, storage
-from onnxopt.graph.codes import shared_params, within
+from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.edit import label
 from onnxopt.graph.islands import Islands, drop_unprofitable, plan
 from onnxopt.graph.layers import FloatArray, Layer, find_layers, layout_of, only_consumer
@@ -64,7 +64,7 @@ class Int8(Pass):
         tensors: dict[Variable, None] = {}
         for body, mine in _by_body(model, layers):
             tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, self.islands).codes)
-            tensors |= dict.fromkeys(t for layer in mine if layer.needs_codes for t in (layer.raw, layer.output))
+            tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
         means = [
             (layer.activation, 1 if layer.layout is Layout.CONV else -1)
             for layer in layers
@@ -223,11 +223,7 @@ class _Work:
         self.writer.replace_chain(layer, None if bias is None else affine.quantize_bias(bias, scale, found.scales))
         self.done.add(layer.node)
         follower = only_consumer(layer.raw, self.outputs)
-        if (
-            not (layer.needs_codes or layer.output in params)
-            and follower is not None
-            and follower.op in ("Relu", "Clip")
-        ):
+        if follower is not None and not layer.needs_codes and layer.output not in params and _cuts(follower):
             self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
             self.writer.spell_out(follower, layer.body)
 
@@ -286,6 +282,10 @@ class _Work:
 def _key(layer: Layer) -> Key:
     """Layers with equal keys have equal weight values in the same layout."""
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
+
+
+def _cuts(node: Node) -> bool:
+    return node.op in ("Relu", "Clip")
 
 
 def _is_layer(node: Node) -> bool:

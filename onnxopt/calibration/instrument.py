@@ -113,20 +113,16 @@ class Instrument:
         return bundle
 
     def _channel_mean(self, body: Graph, tensor: Variable, axis: int) -> Variable:
-        """[C]: the mean over every axis but `axis`, which is 1 or the last one (-1)."""
-        target = np.array([0, 0, -1] if axis == 1 else [-1], np.int64)
-        if axis == 1:
-            flat = self._add(body, "Reshape", [tensor, self._constant(target)], np.float32)
-            over = [0, 2]
-        else:
-            flat = self._add(body, "Flatten", [tensor], np.float32, axis=-1)
-            over = [0]
+        """[C]: the mean over every axis but `axis`, which is 1 (then of rank 3 or more) or the last one (-1).
+
+        GlobalAveragePool works in the runtime's blocked layout, where a reduction would first undo it.
+        """
+        pooled = self._add(body, "GlobalAveragePool", [tensor], np.float32) if axis == 1 else tensor
+        rows = self._add(body, "Flatten", [pooled], np.float32, axis=axis)
         if self.model.opset < 18:
-            mean = self._add(body, "ReduceMean", [flat], np.float32, keepdims=0, axes=over)
+            mean = self._add(body, "ReduceMean", [rows], np.float32, keepdims=0, axes=[0])
         else:
-            mean = self._add(
-                body, "ReduceMean", [flat, self._constant(np.array(over, np.int64))], np.float32, keepdims=0
-            )
+            mean = self._add(body, "ReduceMean", [rows, self._constant(np.array([0]))], np.float32, keepdims=0)
         mean.shape = [None]
         return mean
 

@@ -16,7 +16,8 @@ class Requests:
     """Statistics wanted, over all feeds.
 
     ranges: floating-point tensors of any body whose minimum, maximum, mean magnitude and element count are wanted.
-    channel_means: (tensor, axis) of the main graph whose mean over all other axes is wanted, one value per channel.
+    channel_means: (tensor, axis) of the main graph whose mean over all other axes is wanted, one value per channel;
+    axis is 1 (of three or more) or -1.
     """
 
     ranges: tuple[Variable, ...] = ()

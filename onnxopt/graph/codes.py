@@ -49,6 +49,13 @@ def within(params: QParams, clip: Node) -> bool:
     return (minimum is None or low >= minimum) and (maximum is None or high <= maximum)
 
 
+def implied(activation: Node | None) -> bool:
+    """Whether codes of the activation's output imply it whatever its range: it bounds by zero on one side."""
+    if activation is None or activation.op == "Relu":
+        return True
+    return 0.0 in (_bound(activation, 1), _bound(activation, 2))
+
+
 def _bound(clip: Node, at: int) -> float | None:
     tensor = clip.inputs[at] if at < len(clip.inputs) else None
     return float(tensor.values.item()) if isinstance(tensor, Constant) else None

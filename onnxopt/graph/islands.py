@@ -121,7 +121,7 @@ def drop_unprofitable(
 
 def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) -> float:
     """Nanoseconds a run gains by the integer kernel of `layer`, given its neighbours; negative when it loses."""
-    outputs = elements(layer.raw)
+    outputs = elements(layer.output)
     if layer.node.op != "Conv":
         outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
     macs = outputs * layer.macs_per_output
