@@ -20,7 +20,7 @@ a narrower type or sparsely (that undoes a compression). Quantization operators 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,9 +29,10 @@ from onnx import AttributeProto
 
 from onnxopt.graph import Names, detach, drop_unused, label, operators, replace_uses
 from onnxopt.graph.extract import extract
+from onnxopt.graph.fold_plan import Plan, cone, sources_of
+from onnxopt.graph.operators import opset_of
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.graph.sort import sorted_nodes
-from onnxopt.graph.values import ValueNumbers
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.model.tensor_data import stored_nbytes
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
@@ -52,7 +53,6 @@ class FoldConstants(Pass):
 
     name: ClassVar[str] = "fold_constants"
     max_growth: int = option(65536, "bytes that all computed tensors together may add to the model", minimum=0)
-
     weights: bool = option(True, "also compute weights of matrix products; false: bit-equal outputs")
 
     @property
@@ -70,40 +70,6 @@ class FoldConstants(Pass):
         alive = {id(node) for body in model.bodies() for node in body.nodes}
         skipped = [Skip(label(node), reason) for node, reason in folder.left.values() if id(node) in alive]
         return PassResult(folder.changes, skipped)
-
-
-@dataclass
-class _Plan:
-    """What one round may compute, in topological order, outer bodies first; and which of these nodes stay anyhow."""
-
-    nodes: dict[int, tuple[Node, Graph]] = field(default_factory=dict)
-    numbers: ValueNumbers = field(default_factory=ValueNumbers)
-    stored: list[Node] = field(default_factory=list)
-    staying: set[int] = field(default_factory=set)
-    dear: set[int] = field(default_factory=set)  # those that stay because the model would grow
-    keys: set[tuple[int, int]] = field(default_factory=set)  # values that are stored
-    credit: dict[int, int] = field(default_factory=dict)  # id(constant) -> bytes it can still pay for
-    paying: dict[int, Constant] = field(default_factory=dict)
-    lasting: set[int] = field(default_factory=set)  # constants that stay although some readers go
-
-    def add(self, node: Node, body: Graph) -> None:
-        """Plan a node all of whose inputs are known."""
-        self.nodes[id(node)] = (node, body)
-        self.numbers.add(node, _opset(body))
-
-    def key(self, tensor: Any, body: Graph) -> tuple[int, int]:
-        """The value of a tensor; functions share none with each other or the main graph."""
-        return self.numbers.number(tensor), id(body.function)
-
-    def begin(self, lasting: set[int]) -> None:
-        """Forget all decisions."""
-        for each in (self.stored, self.staying, self.dear, self.keys, self.credit, self.paying):
-            each.clear()
-        self.lasting = lasting
-
-    def goes(self, node: Node) -> bool:
-        """Whether the node will be gone."""
-        return id(node) in self.nodes and id(node) not in self.staying
 
 
 class _Folder:
@@ -181,8 +147,8 @@ class _Folder:
 
     # planning
 
-    def _plan(self) -> _Plan:
-        plan = _Plan()
+    def _plan(self) -> Plan:
+        plan = Plan()
         computed: set[int] = set()
         for body in self.model.bodies():
             for node in sorted_nodes(body):
@@ -231,7 +197,7 @@ class _Folder:
         dtype = self.facts.get(id(divisor), Fact()).dtype
         return dtype is None or dtype.kind in "iu"  # the next round knows its values
 
-    def _choose(self, plan: _Plan) -> None:
+    def _choose(self, plan: Plan) -> None:
         """Decide, from the last node to the first, which results are stored and which nodes stay as they are.
 
         A constant pays for results only if all its readers go; where one of them turns out to stay, decide again.
@@ -248,7 +214,7 @@ class _Folder:
                 return
             lasting |= lost
 
-    def _decide(self, node: Node, body: Graph, plan: _Plan) -> None:
+    def _decide(self, node: Node, body: Graph, plan: Plan) -> None:
         wanted = [tensor for tensor in node.outputs if self._is_wanted(tensor, plan)]
         if not wanted:
             return
@@ -260,17 +226,17 @@ class _Folder:
         if reason:
             self.left[id(node)] = (node, reason)
 
-    def _is_wanted(self, tensor: Variable, plan: _Plan) -> bool:
+    def _is_wanted(self, tensor: Variable, plan: Plan) -> bool:
         return id(tensor) in self.outputs or any(not plan.goes(consumer) for consumer in tensor.outputs)
 
-    def _reason_to_stay(self, node: Node, body: Graph, wanted: list[Any], plan: _Plan) -> str | None:
+    def _reason_to_stay(self, node: Node, body: Graph, wanted: list[Any], plan: Plan) -> str | None:
         """Why the results must not be stored; "" where there is simply nothing to gain, None where they may."""
         if node.op == "Identity":
             return ""
         packing = [user for tensor in wanted for user in tensor.outputs if _packs(user) and not plan.goes(user)]
         if packing and not self.weights:
             return f"{packing[0].op} {label(packing[0])} would multiply constant weights otherwise (weights=false)"
-        sources = _sources(node, plan)
+        sources = sources_of(node, plan)
         if self._rounds_halves(node, plan):
             return "the runtime computes 16-bit floats in float32 and would not round this result to 16 bits"
         new = {plan.key(tensor, body): tensor for tensor in wanted if plan.key(tensor, body) not in plan.keys}
@@ -289,11 +255,11 @@ class _Folder:
         plan.keys.update(new)
         return None
 
-    def _rounds_halves(self, node: Node, plan: _Plan) -> bool:
+    def _rounds_halves(self, node: Node, plan: Plan) -> bool:
         """Whether a 16-bit float is computed on the way; onnxruntime's insert_cast_transformer.cc keeps it wide."""
         return any(
             not (row := operators.info(member)) or not row.moves
-            for member in _cone([node], plan)
+            for member in cone([node], plan)
             if any(self._is_half(tensor) for tensor in member.outputs)
         )
 
@@ -301,7 +267,7 @@ class _Folder:
         dtype = self.facts.get(id(tensor), Fact()).dtype
         return dtype is not None and dtype.name in ("float16", "bfloat16")
 
-    def _paid(self, size: int, sources: list[Constant], plan: _Plan) -> int:
+    def _paid(self, size: int, sources: list[Constant], plan: Plan) -> int:
         """How many of `size` bytes are won back by constants that nothing will read any more."""
         freed = [c for c in sources if id(c) not in self.outputs and id(c) not in plan.lasting]
         freed = [c for c in freed if all(map(plan.goes, c.outputs))]
@@ -317,11 +283,11 @@ class _Folder:
 
     # computing
 
-    def _compute(self, plan: _Plan, nodes: list[Node]) -> dict[int, dict[int, NDArray[Any]]]:
+    def _compute(self, plan: Plan, nodes: list[Node]) -> dict[int, dict[int, NDArray[Any]]]:
         """id(node) -> output position -> value; a node the runtime can't compute is noted and left out."""
         groups: dict[int, list[Node]] = {}
         for node in nodes:
-            groups.setdefault(_opset(plan.nodes[id(node)][1]), []).append(node)
+            groups.setdefault(opset_of(plan.nodes[id(node)][1]), []).append(node)
         values: dict[int, dict[int, NDArray[Any]]] = {}
         for opset, members in groups.items():
             pending = [members]
@@ -337,15 +303,15 @@ class _Folder:
                         self.failed[id(batch[0])] = (batch[0], f"the runtime can't compute it: {reason}")
         return values
 
-    def _evaluate(self, batch: list[Node], plan: _Plan, opset: int) -> dict[int, dict[int, NDArray[Any]]]:
+    def _evaluate(self, batch: list[Node], plan: Plan, opset: int) -> dict[int, dict[int, NDArray[Any]]]:
         wanted = [
             (node, at, tensor)
             for node in batch
             for at, tensor in enumerate(node.outputs)
             if not tensor.is_empty() and self._is_wanted(tensor, plan)
         ]
-        cone = {id(node): node for node in _cone(batch, plan)}
-        ordered = [node for key, (node, _) in plan.nodes.items() if key in cone]
+        needed = {id(node) for node in cone(batch, plan)}
+        ordered = [node for key, (node, _) in plan.nodes.items() if key in needed]
         proto, inputs = extract(ordered, [tensor for _, _, tensor in wanted], opset, self.model.ir_version)
         results = self.context.evaluate(proto, inputs)
         values: dict[int, dict[int, NDArray[Any]]] = {}
@@ -362,7 +328,7 @@ class _Folder:
         self.folded[id(node)] = node
         self.changes.append(Change("folded", label(node), detail))
 
-    def _store(self, node: Node, plan: _Plan, values: dict[int, NDArray[Any]], shared: dict[Any, Constant]) -> None:
+    def _store(self, node: Node, plan: Plan, values: dict[int, NDArray[Any]], shared: dict[Any, Constant]) -> None:
         body = plan.nodes[id(node)][1]
         self._note(node, f"{node.op}: {sum(value.nbytes for value in values.values())} bytes")
         constants: dict[int, Constant] = {}
@@ -434,31 +400,5 @@ def _packs(node: Node) -> bool:
     return domain != "" or op in ("Attention", "Einsum", "GRU", "Gemm", "LSTM", "RNN") or "Conv" in op or "MatMul" in op
 
 
-def _cone(nodes: list[Node], plan: _Plan) -> Iterator[Node]:
-    """The nodes and all planned nodes they are computed from."""
-    seen = {id(node) for node in nodes}
-    pending = list(nodes)
-    while pending:
-        node = pending.pop()
-        yield node
-        for tensor in node.inputs:
-            for producer in tensor.inputs:
-                if id(producer) in plan.nodes and id(producer) not in seen:
-                    seen.add(id(producer))
-                    pending.append(producer)
-
-
-def _sources(node: Node, plan: _Plan) -> list[Constant]:
-    """The constants a planned node is computed from, each once."""
-    found = {id(t): t for member in _cone([node], plan) for t in member.inputs if isinstance(t, Constant)}
-    return list(found.values())
-
-
 def _bits(dtype: Any) -> int:
     return stored_nbytes(np.dtype(dtype), 8)
-
-
-def _opset(body: Graph) -> int:
-    """The version of the default operator set that applies to a body."""
-    imports = (body.function or body).import_domains or []
-    return next((int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx")), 1)

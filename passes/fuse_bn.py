@@ -234,8 +234,7 @@ class _Fuser:
 def _affine(site: _Site) -> _Affine:
     """The normalization's numbers; its attributes by the rules of opset 7 and later."""
     node = site.node
-    imports = (site.body.function or site.body).import_domains or []
-    if next((entry.version for entry in imports if entry.domain in ("", "ai.onnx")), 1) < 7:
+    if operators.opset_of(site.body) < 7:
         raise _Refused("before opset 7 its attributes mean something else")
     if node.attrs.get("spatial", 1) != 1:
         raise _Refused("it normalizes every position by itself (spatial=0)")

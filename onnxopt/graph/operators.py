@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxopt.model import Constant, Node
+from onnxopt.model import Constant, Graph, Node
 
 
 @dataclass(frozen=True)
@@ -95,3 +95,9 @@ def is_training(node: Node) -> bool:
     if mode is None or mode.is_empty():
         return bool(node.attrs.get("is_test", 1) == 0)
     return not isinstance(mode, Constant) or bool(np.any(mode.values))
+
+
+def opset_of(body: Graph) -> int:
+    """The version of the default operator set that applies to a body; 1 where none is imported."""
+    imports = (body.function or body).import_domains or []
+    return next((int(entry.version) for entry in imports if entry.domain in ("", "ai.onnx")), 1)

@@ -1,0 +1,65 @@
+"""What folding decides before anything is computed: which nodes, which results, and what pays for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from onnxopt.graph.operators import opset_of
+from onnxopt.graph.values import ValueNumbers
+from onnxopt.model import Constant, Graph, Node
+
+
+@dataclass
+class Plan:
+    """What one round may compute, in topological order, outer bodies first; and which of these nodes stay anyhow."""
+
+    nodes: dict[int, tuple[Node, Graph]] = field(default_factory=dict)
+    numbers: ValueNumbers = field(default_factory=ValueNumbers)
+    stored: list[Node] = field(default_factory=list)
+    staying: set[int] = field(default_factory=set)
+    dear: set[int] = field(default_factory=set)  # those that stay because the model would grow
+    keys: set[tuple[int, int]] = field(default_factory=set)  # values that are stored
+    credit: dict[int, int] = field(default_factory=dict)  # id(constant) -> bytes it can still pay for
+    paying: dict[int, Constant] = field(default_factory=dict)
+    lasting: set[int] = field(default_factory=set)  # constants that stay although some readers go
+
+    def add(self, node: Node, body: Graph) -> None:
+        """Plan a node all of whose inputs are known."""
+        self.nodes[id(node)] = (node, body)
+        self.numbers.add(node, opset_of(body))
+
+    def key(self, tensor: Any, body: Graph) -> tuple[int, int]:
+        """The value of a tensor; functions share none with each other or the main graph."""
+        return self.numbers.number(tensor), id(body.function)
+
+    def begin(self, lasting: set[int]) -> None:
+        """Forget all decisions."""
+        for each in (self.stored, self.staying, self.dear, self.keys, self.credit, self.paying):
+            each.clear()
+        self.lasting = lasting
+
+    def goes(self, node: Node) -> bool:
+        """Whether the node will be gone."""
+        return id(node) in self.nodes and id(node) not in self.staying
+
+
+def cone(nodes: list[Node], plan: Plan) -> Iterator[Node]:
+    """The nodes and all planned nodes they are computed from."""
+    seen = {id(node) for node in nodes}
+    pending = list(nodes)
+    while pending:
+        node = pending.pop()
+        yield node
+        for tensor in node.inputs:
+            for producer in tensor.inputs:
+                if id(producer) in plan.nodes and id(producer) not in seen:
+                    seen.add(id(producer))
+                    pending.append(producer)
+
+
+def sources_of(node: Node, plan: Plan) -> list[Constant]:
+    """The constants a planned node is computed from, each once."""
+    found = {id(t): t for member in cone([node], plan) for t in member.inputs if isinstance(t, Constant)}
+    return list(found.values())
