@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxopt import api
+from onnxopt.pipeline import Result
+
 BREAKING = Path(__file__).with_name("breaking_passes.py")
 SIZE, HIDDEN, CLASSES = 12, 40, 4
+# paths of a model and of its feeds
+Example = tuple[Path, Path]
+
+
+def bad(name: str) -> str:
+    """How a pass of breaking_passes.py is asked for."""
+    return f"{BREAKING}:{name}"
+
+
+def run(example: Example, passes: Any, **settings: Any) -> Result:
+    """Optimize an example on its feeds, without timing, unless the settings say otherwise."""
+    model, data = example
+    settings = {"feeds": data, "latency_seconds": 0, **settings}
+    return api.optimize(model, passes, **settings)
 
 
 def classifier(seed: int = 0) -> ModelProto:

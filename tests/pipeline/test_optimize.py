@@ -10,22 +10,10 @@ from onnx import parser
 
 from onnxopt import api
 from onnxopt.errors import NothingCompared, OnnxoptError, PassError, UsageError
-from onnxopt.pipeline import Result, VerdictError
+from onnxopt.pipeline import VerdictError
 from onnxopt.report import Report, Status, Verdict
 from tests.pipeline.breaking_passes import DropIdentity, Round, SeeStatistics, Shuffle, WrongValues
-from tests.pipeline.builders import BREAKING, classifier
-
-Example = tuple[Path, Path]
-
-
-def bad(name: str) -> str:
-    return f"{BREAKING}:{name}"
-
-
-def run(example: Example, passes: Any, **settings: Any) -> Result:
-    model, data = example
-    settings = {"feeds": data, "latency_seconds": 0, **settings}
-    return api.optimize(model, passes, **settings)
+from tests.pipeline.builders import Example, bad, classifier, run
 
 
 def bits(path: Path) -> bytes:
@@ -158,57 +146,6 @@ def test_feeds_beside_the_model_are_found(example: Example) -> None:
     assert report.verdict is Verdict.PASSED
     assert report.feeds is not None
     assert "net.feeds.npz" in report.feeds.note
-
-
-def test_a_broken_budget_writes_nothing_unless_told_to_keep_it(example: Example) -> None:
-    model, _ = example
-    output = model.with_name("small.onnx")
-    with pytest.raises(VerdictError) as caught:
-        run(example, Round(step=0.3), output=output, min_sqnr="60dB")
-    refused = caught.value.result
-    assert caught.value.exit_code == 1
-    assert refused.report.verdict is Verdict.FAILED
-    assert refused.report.exit_code == 1
-    assert refused.report.budgets[0].passed is False
-    assert refused.path is None
-    assert sorted(path.name for path in model.parent.iterdir()) == ["data.npz", "net.onnx"]
-
-    kept = run(example, Round(step=0.3), output=output, min_sqnr="60dB", keep_failed=True)
-    assert kept.path == model.with_name("small.failed.onnx")
-    assert kept.report.exit_code == 1
-    assert not output.exists()
-    assert kept.path.exists()
-
-
-def test_a_kept_failure_never_replaces_the_input(example: Example) -> None:
-    model, data = example
-    source = model.rename(model.with_name("small.failed.onnx"))
-    with pytest.raises(UsageError, match="is the input itself"):
-        run((source, data), Round(step=0.3), output=model.with_name("small.onnx"), keep_failed=True)
-
-
-def test_kept_budgets_are_told_with_their_figures(example: Example) -> None:
-    report = run(example, Round(step=0.05), max_drop="top1=1pt", min_sqnr="20dB", max_size="1.5x").report
-    assert [(budget.name, budget.passed) for budget in report.budgets] == [
-        ("max_drop[top1]", True),
-        ("min_sqnr", True),
-        ("max_size", True),
-    ]
-    assert report.budgets[0].limit == "<= 1pt"
-    assert report.budgets[1].measured.endswith("dB")
-
-
-def test_a_budget_on_quality_stands_in_place_of_the_floor(example: Example) -> None:
-    with pytest.raises(PassError, match="quality floor"):
-        run(example, bad("Ruin:factor=0.1"))
-    report = run(example, bad("Ruin:factor=0.1"), max_drop="top1=1pt").report
-    assert report.verdict is Verdict.PASSED
-    assert any("the budgets given decide" in warning for warning in report.warnings)
-
-
-def test_budgets_are_judged_for_an_unchanged_model_too(example: Example) -> None:
-    with pytest.raises(VerdictError, match="max_size"):
-        run(example, SeeStatistics(), max_size="0.5x")
 
 
 @pytest.mark.parametrize(
@@ -389,35 +326,3 @@ def test_preparation_is_inserted_and_shown(example: Example) -> None:
         ("dedup", bad("prepared")),
         ("prepared", None),
     ]
-
-
-def test_the_final_comparison_is_on_the_evaluation_part(example: Example, tmp_path: Path) -> None:
-    final = tmp_path / "final.npz"
-    np.savez(final, x=np.random.default_rng(3).standard_normal((5, 12)).astype(np.float32))
-    report = run(example, Round(step=0.05), evaluate=final).report
-    assert report.comparison is not None
-    assert report.comparison.samples == 5
-    assert report.feeds is not None
-    assert report.feeds.evaluate == 5
-
-
-def test_the_final_rule_follows_what_the_passes_promised(example: Example, tmp_path: Path) -> None:
-    def rule(passes: Any, source: Path = example[0]) -> str:
-        comparison = run((source, example[1]), passes).report.comparison
-        assert comparison is not None
-        return comparison.rule
-
-    assert rule(DropIdentity()) == "rounding tolerance"
-    assert rule([Round(step=0.05), DropIdentity()]) == "quality floor"
-    quantized = tmp_path / "quantized.onnx"
-    run(example, bad("QuantizeInput"), output=quantized)
-    assert rule(DropIdentity(), quantized) == "quality floor"
-
-
-def test_made_up_inputs_are_named_where_the_floor_fails(example: Example) -> None:
-    with pytest.raises(PassError) as caught:
-        run(example, bad("Ruin"), feeds=None)
-    assert "made up" in caught.value.remedy
-    with pytest.raises(PassError) as caught:
-        run(example, bad("Ruin"))
-    assert "milder options" in caught.value.remedy
