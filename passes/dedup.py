@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from onnxopt.graph import replace_uses
+from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Graph, Model, TensorData
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
@@ -46,7 +46,7 @@ class Dedup(Pass):
             free = [constant for constant in group if id(constant) not in kept]
             skipped += [Skip(constant.name, kept[id(constant)]) for constant in group if id(constant) in kept]
             for duplicate in free[1:]:
-                changes.append(_merge(duplicate, free[0], model))
+                changes.append(_merge(duplicate, free[0]))
                 removed.add(id(duplicate))
         for body in model.bodies():
             body.initializers = [constant for constant in body.initializers if id(constant) not in removed]
@@ -126,6 +126,6 @@ def _bytes(data: TensorData) -> Any:
     return data.raw_bytes()
 
 
-def _merge(duplicate: Constant, kept: Constant, model: Model) -> Change:
-    replace_uses(duplicate, kept, model)
+def _merge(duplicate: Constant, kept: Constant) -> Change:
+    replace_inputs(duplicate, kept)
     return Change("merged", duplicate.name, f"into {kept.name}: {duplicate.data.nbytes} bytes")

@@ -27,9 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto
 
-from onnxopt.graph import Names, detach, drop_unused, label, operators, replace_uses
+from onnxopt.graph import Names, detach, drop_unused, label, operators, replace_inputs
 from onnxopt.graph.extract import extract
-from onnxopt.graph.fold_plan import Plan, cone, sources_of
+from onnxopt.graph.fold_plan import Plan, cone
 from onnxopt.graph.operators import opset_of
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.graph.sort import sorted_nodes
@@ -141,7 +141,7 @@ class _Folder:
             if node.kind != ("", "Identity") or not isinstance(node.inputs[0], Constant):
                 continue
             if id(node.outputs[0]) not in self.outputs:
-                replace_uses(node.outputs[0], node.inputs[0], self.model)
+                replace_inputs(node.outputs[0], node.inputs[0])
                 done.append(node)
         self._sweep(done)
 
@@ -158,7 +158,7 @@ class _Folder:
                 if reason:
                     self.left[id(node)] = (node, reason)
                     continue
-                plan.add(node, body)
+                plan.add(node, body, self._rounds_half(node))
                 computed.update(map(id, node.outputs))
         return plan
 
@@ -236,8 +236,8 @@ class _Folder:
         packing = [user for tensor in wanted for user in tensor.outputs if _packs(user) and not plan.goes(user)]
         if packing and not self.weights:
             return f"{packing[0].op} {label(packing[0])} would multiply constant weights otherwise (weights=false)"
-        sources = sources_of(node, plan)
-        if self._rounds_halves(node, plan):
+        sources = plan.sources_of(node)
+        if id(node) in plan.rounding:
             return "the runtime computes 16-bit floats in float32 and would not round this result to 16 bits"
         new = {plan.key(tensor, body): tensor for tensor in wanted if plan.key(tensor, body) not in plan.keys}
         size = sum(self._nbytes(tensor) or 0 for tensor in new.values())
@@ -255,13 +255,10 @@ class _Folder:
         plan.keys.update(new)
         return None
 
-    def _rounds_halves(self, node: Node, plan: Plan) -> bool:
-        """Whether a 16-bit float is computed on the way; onnxruntime's insert_cast_transformer.cc keeps it wide."""
-        return any(
-            not (row := operators.info(member)) or not row.moves
-            for member in cone([node], plan)
-            if any(self._is_half(tensor) for tensor in member.outputs)
-        )
+    def _rounds_half(self, node: Node) -> bool:
+        """Whether the node computes a 16-bit float; onnxruntime's insert_cast_transformer.cc keeps it wide."""
+        row = operators.info(node)
+        return (row is None or not row.moves) and any(self._is_half(tensor) for tensor in node.outputs)
 
     def _is_half(self, tensor: Any) -> bool:
         dtype = self.facts.get(id(tensor), Fact()).dtype
@@ -342,7 +339,7 @@ class _Folder:
         for at, constant in constants.items():
             tensor = node.outputs[at]
             if id(tensor) not in self.outputs:
-                replace_uses(tensor, constant, self.model)
+                replace_inputs(tensor, constant)
                 continue
             if constant.name == tensor.name:
                 constant.name = self.names.tensor(f"{tensor.name}_value")

@@ -15,18 +15,24 @@ def replace_uses(old: Any, new: Any, model: Model) -> int:
     Body outputs are redirected too, except the main graph's and functions', whose names are the model's signature:
     there the caller keeps a producer.
     """
-    count = 0
-    for consumer in {id(node): node for node in old.outputs}.values():
-        for at, tensor in enumerate(consumer.inputs):
-            if tensor is old:
-                consumer.inputs[at] = new
-                count += 1
+    count = replace_inputs(old, new)
     for body in model.bodies():
         if body.parent is None:
             continue
         for at, tensor in enumerate(body.outputs):
             if tensor is old:
                 body.outputs[at] = new
+                count += 1
+    return count
+
+
+def replace_inputs(old: Any, new: Any) -> int:
+    """Make every node that reads `old`, in all bodies, read `new`; returns how many inputs changed. O(readers)."""
+    count = 0
+    for consumer in {id(node): node for node in old.outputs}.values():
+        for at, tensor in enumerate(consumer.inputs):
+            if tensor is old:
+                consumer.inputs[at] = new
                 count += 1
     return count
 

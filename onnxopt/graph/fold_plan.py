@@ -23,12 +23,28 @@ class Plan:
     keys: set[tuple[int, int]] = field(default_factory=set)  # values that are stored
     credit: dict[int, int] = field(default_factory=dict)  # id(constant) -> bytes it can still pay for
     paying: dict[int, Constant] = field(default_factory=dict)
+    rounding: set[int] = field(default_factory=set)  # those that compute 16-bit floats on the way
+    _sources: dict[int, dict[int, Constant]] = field(default_factory=dict)
     lasting: set[int] = field(default_factory=set)  # constants that stay although some readers go
 
-    def add(self, node: Node, body: Graph) -> None:
-        """Plan a node all of whose inputs are known."""
+    def add(self, node: Node, body: Graph, rounds: bool) -> None:
+        """Plan a node all of whose inputs are known. `rounds`: it computes what the runtime would not round."""
+        sources: dict[int, Constant] = {}
+        for tensor in node.inputs:
+            if isinstance(tensor, Constant):
+                sources[id(tensor)] = tensor
+            for producer in tensor.inputs:
+                sources.update(self._sources[id(producer)])
+                rounds = rounds or id(producer) in self.rounding
         self.nodes[id(node)] = (node, body)
         self.numbers.add(node, opset_of(body))
+        self._sources[id(node)] = sources
+        if rounds:
+            self.rounding.add(id(node))
+
+    def sources_of(self, node: Node) -> list[Constant]:
+        """The constants a planned node is computed from, each once."""
+        return list(self._sources[id(node)].values())
 
     def key(self, tensor: Any, body: Graph) -> tuple[int, int]:
         """The value of a tensor; functions share none with each other or the main graph."""
@@ -57,9 +73,3 @@ def cone(nodes: list[Node], plan: Plan) -> Iterator[Node]:
                 if id(producer) in plan.nodes and id(producer) not in seen:
                     seen.add(id(producer))
                     pending.append(producer)
-
-
-def sources_of(node: Node, plan: Plan) -> list[Constant]:
-    """The constants a planned node is computed from, each once."""
-    found = {id(t): t for member in cone([node], plan) for t in member.inputs if isinstance(t, Constant)}
-    return list(found.values())
