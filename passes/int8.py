@@ -177,7 +177,9 @@ class _Work:
             return 0.0 if found is None else found.count / self.statistics.samples
 
         if not self.options.all_layers:
-            layers, dropped = drop_unprofitable(body, layers, self.outputs, known, elements, self.target.costs)
+            layers, dropped = drop_unprofitable(
+                body, layers, self.outputs, known, elements, self.target.costs, self.options.islands
+            )
             self.skipped += [
                 Skip(layer.name, f"converting its borders would cost more than {layer.row.kernel} saves")
                 for layer in dropped

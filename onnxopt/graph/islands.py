@@ -92,7 +92,13 @@ def _leaving(node: Node, row: qdq.Row, outputs: set[int]) -> list[Variable]:
 
 
 def drop_unprofitable(
-    body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, elements: Elements, costs: CostFacts
+    body: Graph,
+    layers: list[Layer],
+    outputs: set[int],
+    allowed: Allowed,
+    elements: Elements,
+    costs: CostFacts,
+    grow: bool = True,
 ) -> tuple[list[Layer], list[Layer]]:
     """(layers that pay, layers that do not) by the cost facts; what leaves changes its neighbours' balance.
 
@@ -101,13 +107,14 @@ def drop_unprofitable(
     """
     kept = list(layers)
     while kept:
-        island = plan(body, kept, outputs, allowed)
+        island = plan(body, kept, outputs, allowed, grow)
         losing = {layer for layer in kept if saving(layer, island, elements, costs) < 0}
+        losing = losing or _losing_together(island, elements, costs)
         if not losing:
             break
         kept = [layer for layer in kept if layer not in losing]
     while True:
-        island = plan(body, kept, outputs, allowed)
+        island = plan(body, kept, outputs, allowed, grow)
         inside = {
             layer
             for layer in layers
@@ -121,14 +128,7 @@ def drop_unprofitable(
 
 def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) -> float:
     """Nanoseconds a run gains by the integer kernel of `layer`, given its neighbours; negative when it loses."""
-    outputs = elements(layer.output)
-    if layer.node.op != "Conv":
-        outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
-    macs = outputs * layer.macs_per_output
-    if layer.depthwise:
-        gain = macs * (costs.float_depthwise_mac - costs.integer_depthwise_mac)
-    else:
-        gain = macs * (costs.float_mac - costs.integer_mac)
+    gain = _kernel_gain(layer, elements, costs)
     convert = elements(layer.activation) * costs.convert + costs.node
     own = (layer.node, layer.pad)
     sharers = [node for node in layer.activation.outputs if node not in own and island.reads_codes(node)]
@@ -146,3 +146,41 @@ def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) 
     if any(readers):
         gain += convert
     return gain
+
+
+def _kernel_gain(layer: Layer, elements: Elements, costs: CostFacts) -> float:
+    """Nanoseconds that the integer kernel saves, borders aside."""
+    outputs = elements(layer.output)
+    if layer.node.op != "Conv":
+        outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
+    macs = outputs * layer.macs_per_output
+    if layer.depthwise:
+        return macs * (costs.float_depthwise_mac - costs.integer_depthwise_mac)
+    return macs * (costs.float_mac - costs.integer_mac)
+
+
+def _losing_together(island: Islands, elements: Elements, costs: CostFacts) -> set[Layer]:
+    """Layers of those connected parts of the plan that lose as a whole, though each layer gains by its neighbours."""
+    leader = {tensor: tensor for tensor in island.codes}
+
+    def find(tensor: Variable) -> Variable:
+        while leader[tensor] is not tensor:
+            leader[tensor] = leader[leader[tensor]]
+            tensor = leader[tensor]
+        return tensor
+
+    groups = [[layer.activation, layer.output] for layer in island.layers]
+    groups += [[*node.inputs, *leaving] for node, leaving in island.nodes.items()]
+    for group in groups:
+        members = [tensor for tensor in group if tensor in leader]
+        for tensor in members[1:]:
+            leader[find(tensor)] = find(members[0])
+    total = dict.fromkeys(leader, 0.0)
+    for layer in island.layers:
+        total[find(layer.activation)] += _kernel_gain(layer, elements, costs)
+    for tensor in island.codes:
+        inside = tensor in island.produced
+        read = bool(tensor.outputs) and all(island.reads_codes(node) for node in tensor.outputs)
+        if not (inside and read):
+            total[find(tensor)] -= elements(tensor) * costs.convert + costs.node
+    return {layer for layer in island.layers if total[find(layer.activation)] < 0}

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+
+from onnxopt.numerics import affine
+from onnxopt.numerics.saturation import Layout
+from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight
+
+SHAPES = {Layout.CONV: (6, 4, 3, 3), Layout.ROWS: (36, 6), Layout.COLUMNS: (6, 36)}
+
+
+def uniform(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+def test_bounded_weights_report_what_the_bound_cost(layout: Layout) -> None:
+    weight = uniform(*SHAPES[layout])
+    free, bounded = (quantize_layer_weight(weight, layout, bounded) for bounded in (False, True))
+    assert free.growth == 1.0
+    assert free.largest_pair > 128
+    assert 1.0 < bounded.growth < 2.0
+    assert bounded.largest_pair <= 128
+    assert np.abs(free.codes.astype(int)).max() == 127
+
+
+def test_every_bias_must_fit() -> None:
+    weight = uniform(4, 8) * np.float32(1e-10)
+    step = np.array(1e-4, np.float32)
+    bias = np.full(4, 10.0, np.float32)
+    free = quantize_layer_weight(weight, Layout.COLUMNS, False)
+    fitted = quantize_layer_weight(weight, Layout.COLUMNS, False, [(bias, step), (bias / 100, step)])
+    assert (fitted.scales > free.scales).all()
+    codes, product = affine.quantize_bias(bias, step, fitted.scales)
+    assert np.allclose(codes * product.astype(np.float64), bias, rtol=1e-4)
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("group", [1, 2])
+def test_mean_error_is_what_a_constant_input_would_see(layout: Layout, group: int) -> None:
+    if group > 1 and layout is not Layout.CONV:
+        pytest.skip("only a Conv has groups")
+    weight = uniform(*SHAPES[layout])
+    quantized = quantize_layer_weight(weight, layout, True)
+    channels = SHAPES[layout][1] * group if layout is not Layout.ROWS else 36
+    mean = np.random.default_rng(1).standard_normal(channels)
+    difference = affine.dequantize_weight(quantized.codes, quantized.scales, layout.axis).astype(np.float64) - weight
+    if layout is Layout.CONV:
+        expected = [sum(mean[(o // (6 // group)) * 4 + c] * difference[o, c].sum() for c in range(4)) for o in range(6)]
+    else:
+        expected = list(mean @ difference if layout is Layout.ROWS else difference @ mean)
+    assert np.allclose(mean_output_error(weight, quantized, layout, group, mean), expected)
+
+
+@pytest.mark.parametrize("kept", [(0,), (1,), (0, 1), (2,)])
+def test_scales_run_along_the_kept_axes(kept: tuple[int, ...]) -> None:
+    values = np.random.default_rng(2).standard_normal((3, 4, 5)).astype(np.float32)
+    codes, scales = quantize_kept(values, kept)
+    assert scales.shape == tuple(n if axis in kept else 1 for axis, n in enumerate(values.shape))
+    assert (np.abs(codes * scales - values) <= 0.501 * scales).all()
+
+
+@pytest.mark.parametrize(("outlier", "low", "high"), [(3.0, 30, 45), (1e5, -60, -10)])
+def test_typical_sqnr_falls_with_outliers(outlier: float, low: float, high: float) -> None:
+    values = np.random.default_rng(3).standard_normal(10000).clip(-3, 3)
+    values[0] = outlier
+    found = affine.typical_sqnr_db(float(values.min()), float(values.max()), float(np.abs(values).mean()))
+    assert low < found < high
+
+
+def test_typical_sqnr_of_nothing() -> None:
+    assert affine.typical_sqnr_db(0.0, 0.0, 0.0) == np.inf
