@@ -25,14 +25,14 @@ from onnxopt.graph import qdq, storage
 from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.edit import label
 from onnxopt.graph.islands import Islands, drop_unprofitable, plan
-from onnxopt.graph.layers import FloatArray, Layer, find_layers, layout_of, only_consumer
+from onnxopt.graph.layers import FloatArray, Layer, find_layers
 from onnxopt.graph.precision import before_logarithms
 from onnxopt.graph.qdq_nodes import QdqWriter
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import QParams
 from onnxopt.numerics.saturation import Layout
-from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_kept, quantize_layer_weight
+from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
@@ -211,8 +211,8 @@ class _Work:
 
     def _write_layer(self, layer: Layer, weight: Written, params: dict[Variable, QParams]) -> None:
         found, codes, scales, zeros = weight
-        kernel = layer.row.kernel if layer.output in params else layer.row.float_kernel
-        detail = f"{layer.node.op} to {kernel}"
+        coded = layer.output in params
+        detail = f"{layer.node.op} to {layer.row.kernel if coded else layer.row.float_kernel}"
         if self.target.saturates and not layer.depthwise:
             detail += f", scales {found.growth:.2f}x, largest pair sum {found.largest_pair} of 128"
         self.changes.append(Change("quantized", layer.name, detail))
@@ -224,8 +224,8 @@ class _Work:
         scale = params[layer.activation].scale
         self.writer.replace_chain(layer, None if bias is None else affine.quantize_bias(bias, scale, found.scales))
         self.done.add(layer.node)
-        follower = only_consumer(layer.raw, self.outputs)
-        if follower is not None and not layer.needs_codes and layer.output not in params and _cuts(follower):
+        follower = layer.follower(self.outputs)
+        if follower is not None and follower.op in ("Relu", "Clip") and not coded:
             self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
             self.writer.spell_out(follower, layer.body)
 
@@ -234,21 +234,13 @@ class _Work:
     ) -> FloatArray | None:
         mean = self.statistics.channel_mean(layer.activation) if self.options.correct_bias else None
         if bias is None and layer.node.op == "MatMul":
-            if not self._would_become_gemm(layer):
+            if not layer.would_become_gemm(self.outputs):
                 return None
             bias = np.zeros(layer.channels, np.float32)
         if mean is None:
             return bias
         error = mean_output_error(values, found, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
         return np.asarray((0.0 if bias is None else bias) - error, np.float32)
-
-    def _would_become_gemm(self, layer: Layer) -> bool:
-        """Whether the runtime may join this MatMul with an Add behind it to a Gemm of float bias, which stays float.
-
-        (`matmul_add_fusion.cc`.) A MatMul with a bias of its own, be it zero, does not join.
-        """
-        follower = only_consumer(layer.raw, self.outputs)
-        return layer.rank in (2, None) and follower is not None and follower.op == "Add"
 
     def _write_node(self, node: Node, body: Graph) -> None:
         for at, tensor in enumerate(node.inputs):
@@ -266,11 +258,7 @@ class _Work:
                 continue
             key = (found.weight.data.uid, int(between), *found.kept)
             if key not in self.stored:
-                codes, scales = quantize_kept(found.weight.values, found.kept)
-                if between and found.node.op != "ConvTranspose" and self.target.saturates:
-                    # the runtime may find an integer kernel for it after all
-                    safe = quantize_layer_weight(found.weight.values, layout_of(found.node), bounded=True)
-                    codes, scales = safe.codes, safe.scales
+                codes, scales = storage.quantize(found, bounded=between and self.target.saturates)
                 self.stored[key] = (
                     self.writer.constant(f"{found.weight.name}_codes", codes),
                     self.writer.constant(f"{found.weight.name}_scale", scales),
@@ -284,10 +272,6 @@ class _Work:
 def _key(layer: Layer) -> Key:
     """Layers with equal keys have equal weight values in the same layout."""
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
-
-
-def _cuts(node: Node) -> bool:
-    return node.op in ("Relu", "Clip")
 
 
 def _is_layer(node: Node) -> bool:

@@ -73,6 +73,18 @@ class Layer:
         """Multiply-adds behind one element of the output."""
         return int(self.weight.data.size) // max(1, self.channels)
 
+    def follower(self, outputs: set[int]) -> Node | None:
+        """The only node that reads `raw`; None when several do or it is among `outputs`, ids of body outputs."""
+        return only_consumer(self.raw, outputs)
+
+    def would_become_gemm(self, outputs: set[int]) -> bool:
+        """Whether the runtime may join this MatMul with an Add behind it to a Gemm of float bias, which stays float.
+
+        (`matmul_add_fusion.cc`.) A MatMul with a bias of its own, be it zero, does not join.
+        """
+        follower = self.follower(outputs)
+        return self.node.op == "MatMul" and self.rank in (2, None) and follower is not None and follower.op == "Add"
+
     def taken_in(self) -> list[Node]:
         """The nodes that go into the layer: its Pad, when nothing else reads it, and its chain."""
         pads = [self.pad] if self.pad is not None and len(self.pad.outputs[0].outputs) == 1 else []

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxopt.graph.layers import layout_of
 from onnxopt.model import Constant, Graph, Model, Node
+from onnxopt.numerics.affine import CodeArray, FloatArray
+from onnxopt.numerics.weights import quantize_kept, quantize_layer_weight
 
 # Bytes that two nodes, a scale tensor's header and their names take in the file, as measured on saved models.
 NODE_BYTES = 220
@@ -68,6 +71,17 @@ def find_stored(model: Model) -> Iterator[Stored]:
                 kept = _kept(node, at, len(weight.shape))
                 if kept is not None:
                     yield Stored(node, at, body, weight, kept)
+
+
+def quantize(found: Stored, bounded: bool) -> tuple[CodeArray, FloatArray]:
+    """(int8 codes, scales of `scale_shape`).
+
+    bounded: no pair of codes may saturate, for a Conv or Gemm that the runtime may run on integers after all.
+    """
+    if bounded and found.node.op in ("Conv", "Gemm"):
+        layer = quantize_layer_weight(found.weight.values, layout_of(found.node), bounded=True)
+        return layer.codes, layer.scales.reshape(found.scale_shape)
+    return quantize_kept(found.weight.values, found.kept)
 
 
 def _inputs(node: Node) -> tuple[int, ...]:

@@ -344,6 +344,17 @@ def test_a_transposed_convolution_between_integer_layers_keeps_one_scale_a_chann
         assert (np.abs(restored - spread).max(axis=(0, 2, 3)) <= np.abs(spread).max(axis=(0, 2, 3)) / 253).all()
 
 
+def test_a_refused_layer_between_integer_layers_cannot_saturate() -> None:
+    """Its bias is computed, so it is no layer to us; the runtime may still find an integer kernel for it."""
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) {
+      a = Conv(x, w)  v = Neg(b)  m = Conv(a, w2, v)  c = Conv(m, w)  y = Neg(c) }"""
+    flat = np.random.default_rng(0).uniform(-1, 1, (8, 8, 1, 1)).astype(np.float32)
+    model = parse(text, {"w": weight(8, 8, 1, 1), "w2": flat, "b": normal(8)})
+    quantize(model, [{"x": normal(1, 8, 6, 6)}])
+    assert len(integer_weights(model)) == 3
+    assert not any(saturates(codes, Layout.CONV) for _, codes, _, _ in integer_weights(model))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_broken_weights_are_left_alone(bad: float) -> None:
     values = weight(8, 8)
