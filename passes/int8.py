@@ -25,7 +25,7 @@ from onnxopt.graph import qdq, storage
 from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.edit import label
 from onnxopt.graph.islands import Islands, drop_unprofitable, plan
-from onnxopt.graph.layers import FloatArray, Layer, find_layers
+from onnxopt.graph.layers import FloatArray, Layer, find_layers, shared_tensors
 from onnxopt.graph.precision import before_logarithms
 from onnxopt.graph.qdq_nodes import QdqWriter
 from onnxopt.model import Constant, Graph, Model, Node, Variable
@@ -60,7 +60,7 @@ class Int8(Pass):
     def needs(self, model: Model) -> Requests:
         """Ranges of every tensor that may carry codes; channel means of layer inputs in the main graph."""
         layers = [found for found in find_layers(model) if isinstance(found, Layer)]
-        outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+        outputs = shared_tensors(model)
         tensors: dict[Variable, None] = {}
         for body, mine in _by_body(model, layers):
             tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, self.islands).codes)
@@ -97,7 +97,7 @@ class _Work:
 
     def __init__(self, options: Int8, model: Model, context: Context) -> None:
         self.options, self.model, self.target = options, model, context.target
-        self.outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+        self.outputs = shared_tensors(model)
         self.writer = QdqWriter(model)
         self.changes: list[Change] = []
         self.skipped: list[Skip] = []
@@ -124,6 +124,7 @@ class _Work:
                 self._write_layer(layer, weights[_key(layer)], params)
             for node in island.nodes:
                 self._write_node(node, body)
+        for body, island, params in reversed(plans):  # inner bodies first: they read tensors of the outer ones
             for tensor in island.codes:
                 self.writer.connect(tensor, body, island, params[tensor])
         return len(self.done)

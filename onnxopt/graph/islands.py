@@ -44,7 +44,7 @@ class Islands:
 
 
 def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, grow: bool = True) -> Islands:
-    """Islands for exactly these layers of `body`. outputs: ids of the outputs of all bodies."""
+    """Islands for exactly these layers of `body`. outputs: the model's `shared_tensors`."""
     island = Islands(list(layers))
     for layer in layers:
         island.codes[layer.activation] = None

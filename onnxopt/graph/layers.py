@@ -74,7 +74,7 @@ class Layer:
         return int(self.weight.data.size) // max(1, self.channels)
 
     def follower(self, outputs: set[int]) -> Node | None:
-        """The only node that reads `raw`; None when several do or it is among `outputs`, ids of body outputs."""
+        """The only node that reads `raw`; None when several do or it is in `outputs` (`shared_tensors`)."""
         return only_consumer(self.raw, outputs)
 
     def would_become_gemm(self, outputs: set[int]) -> bool:
@@ -114,7 +114,7 @@ class Layer:
 
 def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
     """Every layer of every body, in order; a node that is one in kind but can't be quantized comes with the reason."""
-    outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    outputs = shared_tensors(model)
     ranks = {key: len(fact.shape) for key, fact in known(model).items() if fact.shape is not None}
     for body in model.bodies():
         for node in body.nodes:
@@ -122,6 +122,15 @@ def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
             if found is not None and found.role is qdq.Role.LAYER:
                 reason = _refusal(node, body, found)
                 yield _layer(node, body, found, outputs, ranks) if reason is None else (node, reason)
+
+
+def shared_tensors(model: Model) -> set[int]:
+    """Ids of the tensors that more than nodes of their own body read: outputs of bodies, and what inner bodies use."""
+    found = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    for body in model.bodies():
+        own = {id(tensor) for tensor in body.inputs} | {id(t) for node in body.nodes for t in node.outputs}
+        found |= {id(t) for node in body.nodes for t in node.inputs if isinstance(t, Variable) and id(t) not in own}
+    return found
 
 
 def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
@@ -164,7 +173,7 @@ def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int], ranks: dict
     ):
         absorbed = None
     layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed, rank)
-    if layer.needs_codes and body.parent is None and id(layer.output) in outputs:
+    if layer.needs_codes and body.parent is None and any(layer.output is tensor for tensor in body.outputs):
         return node, "its output is an output of the model, which stays float"
     return layer
 

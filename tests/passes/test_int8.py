@@ -404,6 +404,37 @@ def test_loop_bodies_are_quantized() -> None:
     assert error(same, model, feeds) < 1e-2
 
 
+def test_layers_in_a_branch_read_what_layers_outside_made(tmp_path: Path) -> None:
+    text = """g (float[1, 4, 8, 8] x, bool which) => (float[1, 8, 8, 8] y) {
+      a = Conv(x, w)
+      y = If (which) <
+        then_branch = t () => (float[1, 8, 8, 8] tt) { b = Conv(a, v)  tt = Neg(b) },
+        else_branch = e () => (float[1, 8, 8, 8] ee) { ee = Neg(a) }> }"""
+    weights = {"w": weight(8, 4, 1, 1), "v": weight(8, 8, 1, 1)}
+    model = parse(text, weights)
+    feeds = [{**feed, "which": np.array(i % 2 == 0)} for i, feed in enumerate(CONV_FEEDS)]
+    quantize(model, feeds)
+    ops, _ = optimized(model, tmp_path)
+    assert (ops["QLinearConv"], ops["Conv"]) == (2, 0)
+    assert error(parse(text, weights), model, feeds) < 1e-3
+
+
+def test_an_activation_inside_a_branch_is_not_taken_into_a_layer_outside(tmp_path: Path) -> None:
+    text = """g (float[1, 4, 8, 8] x, bool which) => (float[1, 8, 8, 8] y) {
+      a = Conv(x, w)
+      y = If (which) <
+        then_branch = t () => (float[1, 8, 8, 8] tt) { r = Relu(a)  b = Conv(r, v)  tt = Neg(b) },
+        else_branch = e () => (float[1, 8, 8, 8] ee) { ee = Neg(x2) }> }"""
+    text = text.replace("bool which", "float[1, 8, 8, 8] x2, bool which")
+    weights = {"w": weight(8, 4, 1, 1), "v": weight(8, 8, 1, 1)}
+    model = parse(text, weights)
+    other = {"x2": normal(1, 8, 8, 8)}
+    feeds = [{**feed, **other, "which": np.array(i % 2 == 0)} for i, feed in enumerate(CONV_FEEDS)]
+    quantize(model, feeds)
+    assert optimized(model, tmp_path)[0]["QLinearConv"] == 2
+    assert error(parse(text, weights), model, feeds) < 1e-3
+
+
 def test_a_branch_may_hand_out_what_an_integer_layer_makes(tmp_path: Path) -> None:
     text = """g (float[1, 4, 8, 8] x, bool which) => (float[1, 8, 8, 8] y) {
       y = If (which) <
