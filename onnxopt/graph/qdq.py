@@ -84,6 +84,8 @@ def _resize(node: Node) -> str | None:
     mode = node.attrs.get("mode", "nearest")
     if mode != "nearest":
         return f"mode {mode!r} computes new values; only 'nearest' moves codes"
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        return "it fills in a value of its own outside of the input"
     return None
 
 
