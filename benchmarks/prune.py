@@ -25,6 +25,8 @@ from onnxopt.model import Model, load
 from onnxopt.passbase import Context, lookup
 from onnxopt.pipeline.passes import evaluate
 
+PRUNE = lookup("prune")(round_to=1)  # type: ignore[call-arg]
+
 
 def zero_sets(model: Model, context: Context, share: float, seed: int) -> int:
     """Zero the weights and biases of a random share of the removable channel sets; returns how many channels."""
@@ -82,11 +84,11 @@ def main() -> None:
         for step in ("fold_constants", "fuse_bn"):
             lookup(step)().run(model, context)
         untouched = model.clone().model
-        found = sum(change.count for change in lookup("prune")().run(untouched, context).changes)
+        found = sum(change.count for change in PRUNE.run(untouched, context).changes)
         zeroed = zero_sets(model, context, arguments.share, 0)
         masked = model.to_proto()
         start = time.perf_counter()
-        removed = sum(change.count for change in lookup("prune")().run(model, context).changes)
+        removed = sum(change.count for change in PRUNE.run(model, context).changes)
         seconds = time.perf_counter() - start
         pruned = model.to_proto()
         feeds = list(itertools.islice(tasks.load(name).calib_feeds(), arguments.feeds))

@@ -12,6 +12,10 @@ Before                                   After
     Relu                                     Relu
     Conv(64 -> 32, W, b)                     Conv(59 -> 32, W', b')
 
+Convolutions compute channels in blocks, so 31 channels take longer than 32: a convolution keeps a multiple of
+`round_to` channels, 4 by default, which was never slower than the width it was cut from (benchmarks/widths.py). 8 is
+often faster, 1 smallest.
+
 Channels joined by Add, Concat, gates or groups go together or not at all. An operator without an axis rule keeps every
 channel it touches, and is reported.
 """
@@ -42,7 +46,9 @@ class Prune(Pass):
     name: ClassVar[str] = "prune"
     prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn")
 
-    round_to: int = option(1, "keep a multiple of this many channels at every node", minimum=1, maximum=1024)
+    round_to: int = option(
+        4, "keep a multiple of this many channels at convolutions; 1: whatever can go", minimum=1, maximum=1024
+    )
 
     @property
     def effect(self) -> Effect:

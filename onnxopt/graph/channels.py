@@ -60,11 +60,11 @@ class _Demand:
     size: float = 0.0
 
 
-def plan_lossless(maps: AxisMaps, round_to: int = 1) -> Plan:
+def plan_lossless(maps: AxisMaps, round_to: int) -> Plan:
     """The channels that can go together without changing outputs beyond rounding.
 
     Greedy, the smallest signals first, so that of proportional channels the largest stays. Every axis keeps at least
-    one channel; where `round_to` > 1, a multiple of it or all it had.
+    one channel; one that kernels take in blocks keeps a multiple of `round_to`, or all it had.
     """
     demands, present = _demands(maps)
     held = held_channels(maps)
@@ -93,7 +93,8 @@ def plan_lossless(maps: AxisMaps, round_to: int = 1) -> Plan:
             left[index] -= axes[index][root]
         removed[root] = max(demand.kinds, key=KINDS.index, default="unread")
     if round_to > 1:
-        _restore_multiples(removed, axes, len(sites), at, left, round_to)
+        blocked = [index for index, site in enumerate(maps.sites) if site.blocked]
+        _restore_multiples(removed, axes, blocked, at, left, round_to)
     return Plan(removed, _site_cuts(maps, sites, removed))
 
 
@@ -158,13 +159,13 @@ def _passing(maps: AxisMaps) -> list[Counter[int]]:
 def _restore_multiples(
     removed: dict[int, str],
     axes: list[Counter[int]],
-    sites: int,
+    blocked: list[int],
     at: dict[int, list[int]],
     left: list[int],
     round_to: int,
 ) -> None:
-    """Take back removals, the last first, until each of the first `sites` axes has a multiple or all it had."""
-    pending = list(range(sites))
+    """Take back removals, the last first, until each of the blocked axes has a multiple or all it had."""
+    pending = list(blocked)
     while pending:
         index = pending.pop()
         while left[index] % round_to and left[index] < axes[index].total():
@@ -172,7 +173,7 @@ def _restore_multiples(
             del removed[root]
             for other in at[root]:
                 left[other] += axes[other][root]
-                if other < sites:
+                if other in blocked:
                     pending.append(other)
 
 

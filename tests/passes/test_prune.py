@@ -32,7 +32,7 @@ def edited(proto: ModelProto, **edits: Any) -> ModelProto:
 
 def pruned(proto: ModelProto, **options: Any) -> tuple[Model, Any]:
     model = load(proto)
-    result = Prune(**options).run(model, context())
+    result = Prune(**{"round_to": 1, **options}).run(model, context())
     feeds = random_feeds(proto)
     assert relative_error(run(proto, feeds), run(model, feeds)) < 1e-5
     assert relative_error(reference(proto, feeds), reference(model, feeds)) < 1e-5
@@ -126,6 +126,20 @@ def test_the_last_channel_of_an_axis_stays() -> None:
 def test_round_to_keeps_a_multiple(round_to: int, expected: int) -> None:
     proto = edited(TOPOLOGIES["plain"](), c0=set_rows(slice(0, 7), 0), c1=set_rows(slice(0, 7), 0))
     assert conv_widths(pruned(proto, round_to=round_to)[0]) == [expected, 6]
+
+
+def test_convolutions_keep_a_multiple_of_four_by_default_and_matrices_do_not() -> None:
+    n = Net(4)
+    x = n.call("GlobalAveragePool", n.call("Relu", n.conv("x", 3, 16)))
+    x = n.call("Relu", n.call("Gemm", n.call("Flatten", x), n.weights(10, 16), n.weights(10), transB=1))
+    proto = n.model(n.call("MatMul", x, n.weights(10, 4)), IMAGE, ("N", 4))
+    edits = {name: set_rows(slice(0, 3), 0) for name in ("c0", "c1", "c2", "c3")}
+    model = load(edited(proto, **edits))
+    Prune().run(model, context())
+    assert [node.inputs[1].shape for node in model.graph.nodes if node.op in ("Conv", "Gemm")] == [
+        (16, 3, 3, 3),
+        (7, 16),
+    ]
 
 
 def test_a_small_constant_shared_by_two_nodes_is_cut_for_one() -> None:
@@ -228,7 +242,7 @@ def test_running_twice_changes_nothing_more() -> None:
     proto = edited(TOPOLOGIES["gated"](), c0=set_rows(slice(0, 7), 0), c1=set_rows(slice(0, 7), 0))
     model, _ = pruned(proto)
     digest = model.digest()
-    assert removed_by(Prune().run(model, context())) == 0
+    assert removed_by(Prune(round_to=1).run(model, context())) == 0
     assert model.digest() == digest
 
 

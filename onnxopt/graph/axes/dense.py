@@ -262,7 +262,9 @@ def _produce(node: Node, maps: AxisMaps, weights: Array, read: Axis | None, bias
     classes, scale = proportional_rows(np.concatenate([rows, bias[:, None]], axis=1))
     signal = maps.signals.classes(classes, keyed)
     constant = (varying == 0).all(axis=1)
-    return maps.produce(node, np.where(constant, ONES, signal), np.where(constant, value, scale))
+    # weights of rank 2 are matrices: their products take any width equally well
+    blocked = node.inputs[1].data.shape[2:] != ()
+    return maps.produce(node, np.where(constant, ONES, signal), np.where(constant, value, scale), blocked)
 
 
 def _forget(axis: Axis, maps: AxisMaps) -> Axis:

@@ -83,10 +83,15 @@ class Product:
 
 @dataclass(frozen=True)
 class Site:
-    """A node that makes new channels: `channels` [n] of its output."""
+    """A node that makes new channels: `channels` [n] of its output.
+
+    blocked: the runtime's kernels take these channels in blocks, so that a width in between is slower than the next
+    multiple.
+    """
 
     node: Node
     channels: Ints
+    blocked: bool = False
 
 
 @dataclass
@@ -171,10 +176,10 @@ class AxisMaps:
             self.axes[id(tensor)] = axes
             self.tensors[id(tensor)] = tensor
 
-    def produce(self, node: Node, signal: Ints, scale: Floats) -> Axis:
-        """A new axis of fresh channels made by `node`."""
+    def produce(self, node: Node, signal: Ints, scale: Floats, blocked: bool = False) -> Axis:
+        """A new axis of fresh channels made by `node`. blocked: see Site."""
         channels = self.channels.new(len(signal))
-        self.sites.append(Site(node, channels))
+        self.sites.append(Site(node, channels, blocked))
         return Axis(channels, np.zeros(0, np.int64), np.zeros(0)).known(signal, scale)
 
     def parameter(self, node: Node, index: int, axis: int, channels: Ints) -> None:

@@ -150,7 +150,7 @@ def if_(node: Node, maps: AxisMaps) -> None:
             same = np.logical_and.reduce([axes[axis].constant & (axes[axis].scale == first.scale) for axes in branches])
             signal = np.where(same, ONES, maps.signals.new(len(first)))
             result[axis] = first.known(signal, np.where(same, first.scale, 1.0))
-        for body, axes in zip(bodies, branches, strict=True):
+        for axes in branches:
             for number, found in axes.items():
                 if number not in result:
                     maps.freeze_axis(found, label(node), "it leaves only one branch of If")
