@@ -1,7 +1,8 @@
 """Store equal weights once.
 
 Two constants are merged when their element type, shape and every stored byte agree: -0.0 is not 0.0, and NaNs count by
-their payload. Contents are hashed (each once) to find candidates and compared byte by byte before they are merged.
+their payload. Samples of the contents find candidates, hashes (each content once) part many of them, and two contents
+are compared byte by byte before they are merged.
 
     Before                                  After
     y = Gemm(x, w)    w: float[64,64]       y = Gemm(x, w)    w: float[64,64]
@@ -13,13 +14,12 @@ function is a world of its own. Graph outputs, overridable initializers and what
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from onnxopt.graph import replace_inputs
-from onnxopt.model import Constant, Graph, Model, TensorData
+from onnxopt.model import Constant, Graph, Model
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
 
@@ -75,8 +75,7 @@ def _groups(model: Model, min_bytes: int) -> list[list[Constant]]:
             data = constant.data
             if data.nbytes >= min_bytes:
                 alike.setdefault((*_world(body), str(data.dtype), data.shape, data.sparse is None), []).append(constant)
-    contents = _Contents()
-    return [group for candidates in alike.values() if len(candidates) > 1 for group in contents.split(candidates)]
+    return [group for candidates in alike.values() if len(candidates) > 1 for group in _equal(candidates)]
 
 
 def _world(body: Graph) -> tuple[int]:
@@ -84,46 +83,37 @@ def _world(body: Graph) -> tuple[int]:
     return (id(body.function),)
 
 
-class _Contents:
-    """Compares contents, reading and hashing each one once however many constants hold it."""
+def _equal(constants: list[Constant]) -> Iterator[list[Constant]]:
+    """Groups of two and more constants whose bytes are equal.
 
-    def __init__(self) -> None:
-        self._hashes: dict[int, bytes] = {}
-
-    def split(self, constants: list[Constant]) -> Iterator[list[Constant]]:
-        """Groups of two and more constants whose bytes are equal."""
-        classes: dict[bytes, list[list[Constant]]] = {}
-        for constant in constants:
-            same_hash = classes.setdefault(self._hash(constant.data), [])
-            for members in same_hash:
-                if _equal(members[0].data, constant.data):
-                    members.append(constant)
-                    break
-            else:
-                same_hash.append([constant])
-        yield from (members for groups in classes.values() for members in groups if len(members) > 1)
-
-    def _hash(self, data: TensorData) -> bytes:
-        if data.uid not in self._hashes:
-            self._hashes[data.uid] = hashlib.blake2b(_bytes(data), digest_size=16).digest()
-        return self._hashes[data.uid]
+    Samples tell most large contents apart, so that only what may be equal is read; where more than two contents may be,
+    hashes keep the comparisons few.
+    """
+    for alike in _parted(constants, lambda constant: constant.data.fingerprint()):
+        many = len({constant.data.uid for constant in alike}) > 2
+        for group in _parted(alike, lambda constant: constant.data.digest()) if many else [alike]:
+            yield from _compared(group)
 
 
-def _equal(one: TensorData, other: TensorData) -> bool:
-    return one.uid == other.uid or bool(_bytes(one) == _bytes(other))
+def _parted(constants: list[Constant], key: Callable[[Constant], bytes]) -> list[list[Constant]]:
+    parts: dict[bytes, list[Constant]] = {}
+    for constant in constants:
+        parts.setdefault(key(constant), []).append(constant)
+    return [part for part in parts.values() if len(part) > 1]
 
 
-def _bytes(data: TensorData) -> Any:
-    """The stored bytes (bytes-like), comparable between contents of one element type and shape."""
-    if data.sparse is not None:
-        bare = type(data.sparse)()
-        bare.CopyFrom(data.sparse)
-        bare.values.ClearField("name")
-        return bare.SerializeToString(deterministic=True)
-    if data.dtype.kind == "O":
-        items = [item if isinstance(item, bytes) else str(item).encode() for item in data.array().reshape(-1)]
-        return b"".join(len(item).to_bytes(8, "little") + item for item in items)
-    return data.raw_bytes()
+def _compared(constants: list[Constant]) -> list[list[Constant]]:
+    groups: list[list[Constant]] = []
+    group_of: dict[int, list[Constant]] = {}
+    for constant in constants:
+        data = constant.data
+        if data.uid not in group_of:
+            same = (members for members in groups if members[0].data.same_content(data))
+            group_of[data.uid] = next(same, [])
+            if not group_of[data.uid]:
+                groups.append(group_of[data.uid])
+        group_of[data.uid].append(constant)
+    return [members for members in groups if len(members) > 1]
 
 
 def _merge(duplicate: Constant, kept: Constant) -> Change:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ INLINE_LIMIT = (1 << 31) - (64 << 20)
 # values below this many bytes stay in the model file when the others go to a sidecar
 SIDECAR_THRESHOLD = 1024
 _ALIGNMENT = 4096
-_KNOWN_KEYS = {"location", "offset", "length", "checksum", "basepath"}
 
 
 def read_proto(path: Path) -> ModelProto:
@@ -59,66 +57,6 @@ def _nearby(path: Path) -> str:
     names = [entry.name for entry in path.parent.iterdir() if entry.suffix == path.suffix]
     close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
     return f"did you mean {path.parent / close[0]}?" if close else "check the path"
-
-
-class ExternalData:
-    """Reads values that lie beside the model, mapped, and only from inside the model's folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._maps: dict[Path, mmap.mmap] = {}
-
-    def read(self, proto: TensorProto) -> Any:
-        """The bytes of a TensorProto with data_location EXTERNAL, as a read-only view of the mapped file.
-
-        Raises ModelError when the location leaves the folder, goes through a link, or lies past the end of the file.
-        """
-        entries = {entry.key: entry.value for entry in proto.external_data}
-        unknown = sorted(set(entries) - _KNOWN_KEYS)
-        if unknown:
-            raise self._unsafe(proto, f"has the unknown external data key {unknown[0]!r}")
-        path = self._contained(proto, entries.get("location", ""))
-        try:
-            offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-        except ValueError as error:
-            raise self._unsafe(proto, "has an offset or length that is no number") from error
-        view = memoryview(self._map(path, proto))
-        length = len(view) - offset if length < 0 else length
-        if offset < 0 or offset + length > len(view):
-            raise self._unsafe(proto, f"reaches past the end of {path.name} ({offset + length} of {len(view)} bytes)")
-        return view[offset : offset + length]
-
-    def _contained(self, proto: TensorProto, location: str) -> Path:
-        parts = Path(location).parts
-        if not parts or Path(location).is_absolute() or ".." in parts or "\\" in location or ":" in location:
-            raise self._unsafe(proto, f"points to {location!r}, outside the model's folder")
-        path = self.folder
-        for part in parts:
-            path = path / part
-            if path.is_symlink():
-                raise self._unsafe(proto, f"points to {location!r}, which goes through a symbolic link")
-        if not path.is_file():
-            raise ModelError(
-                f"tensor {proto.name!r} keeps its values in {path}, which does not exist",
-                "put the model's external data file beside it, under the name it was exported with",
-            )
-        if path.stat().st_nlink > 1:
-            raise self._unsafe(proto, f"points to {location!r}, a file with several hard links")
-        return path
-
-    def _map(self, path: Path, proto: TensorProto) -> Any:
-        if path.stat().st_size == 0:
-            return b""
-        if path not in self._maps:
-            with path.open("rb") as file:
-                self._maps[path] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return self._maps[path]
-
-    def _unsafe(self, proto: TensorProto, what: str) -> ModelError:
-        return ModelError(
-            f"tensor {proto.name!r} {what}",
-            "don't trust this file; if it is yours, save it again with its external data beside it",
-        )
 
 
 class Sidecar:

@@ -15,6 +15,7 @@ from onnx import ModelProto, OperatorSetIdProto, TensorProto
 from onnxopt.errors import ModelError
 from onnxopt.model import files
 from onnxopt.model.exporter import Exporter, WriteTensor, inline
+from onnxopt.model.external import ExternalData
 from onnxopt.model.importer import Importer
 from onnxopt.model.ir import Constant, Function, Graph, Node, Variable, adopt_classes
 from onnxopt.model.protos import copy_without
@@ -62,7 +63,7 @@ class Model:
     ) -> Model:
         """Build a model from a ModelProto, which is neither kept nor changed."""
         if read_tensor is None:
-            external = files.ExternalData(path.parent).read if path is not None else None
+            external = ExternalData(path.parent).read if path is not None else None
             read_tensor = functools.partial(TensorData.from_proto, read_external=external)
         importer = Importer(proto, read_tensor)
         carrier = copy_without(proto, "graph", "functions")

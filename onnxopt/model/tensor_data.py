@@ -6,8 +6,10 @@ Its `uid` names the content object, so two graphs that hold the same uid hold th
 
 from __future__ import annotations
 
+import hashlib
 import itertools
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,12 +19,14 @@ from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
 
 from onnxopt.errors import ModelError
+from onnxopt.model.external import CHUNK, FileSlice
 from onnxopt.model.protos import copy_without
 
 _uids = itertools.count(1)
 # Types whose raw_data is the little-endian array itself, one element after the other.
 _PLAIN_KINDS = "fiubc"
-
+# Large tensors are told apart by this many samples before they are read whole.
+_SAMPLES, _SAMPLE_BYTES = 16, 1024
 
 # types several of whose elements share a byte
 _PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
@@ -48,8 +52,12 @@ class TensorData(LazyValues):
         self.origin: TensorProto | None = None
         self.sparse: SparseTensorProto | None = None
         self.attribute: onnx.AttributeProto | None = None
-        self._raw: Any = None
+        self._raw: bytes | FileSlice | None = None
         self._array: NDArray[Any] | None = None
+        # an array over a mapped file lives as long as somebody uses it: its pages count as memory of this process
+        self._mapped: weakref.ref[NDArray[Any]] | None = None
+        self._digest: bytes | None = None
+        self._fingerprint: bytes | None = None
 
     @property
     def size(self) -> int:
@@ -128,9 +136,16 @@ class TensorData(LazyValues):
 
     def array(self) -> NDArray[Any]:
         """The values, read-only. Sub-byte and narrow float types come as ml_dtypes arrays, one element an item."""
-        if self._array is None:
-            self._array = _read_only(self._decode())
-        return self._array
+        if self._array is not None:
+            return self._array
+        array = self._mapped() if self._mapped is not None else None
+        if array is None:
+            array = _read_only(self._decode())
+            if isinstance(self._raw, FileSlice) and not array.flags.owndata:
+                self._mapped = weakref.ref(array)
+            else:
+                self._array = array
+        return array
 
     def load(self) -> NDArray[Any]:
         """The values (graphsurgeon's name for `array`)."""
@@ -166,9 +181,75 @@ class TensorData(LazyValues):
         entry.key, entry.value = "location", location
         return proto
 
-    def raw_bytes(self) -> Any:
-        """The values as the bytes of `raw_data` (bytes-like)."""
-        return self._raw if self._raw is not None else self.to_raw_proto().raw_data
+    def raw_bytes(self) -> bytes:
+        """The values as the bytes of `raw_data`, a copy of what lies in a file; `chunks` for what may be large."""
+        return self.to_raw_proto().raw_data if self._raw is None else bytes(self._raw)
+
+    def chunks(self, size: int = CHUNK) -> Iterator[Any]:
+        """The bytes of `raw_data`, bytes-like, at most `size` at a time, none of them kept; not for strings.
+
+        Raises ModelError when the file they lie in became shorter.
+        """
+        if isinstance(self._raw, FileSlice):
+            yield from self._raw.chunks(size)
+            return
+        raw = self._memory()
+        for start in range(0, len(raw), size):
+            yield raw[start : start + size]
+
+    def digest(self) -> bytes:
+        """A hash of the content, computed once: equal for equal stored bytes of one element type and shape."""
+        if self._digest is None:
+            digest = hashlib.sha256()
+            for chunk in self._content():
+                digest.update(chunk)
+            self._digest = digest.digest()
+        return self._digest
+
+    def fingerprint(self) -> bytes:
+        """A hash that differs only where `digest` does, but reads no more than a few KiB of a large tensor."""
+        if self._fingerprint is None:
+            self._fingerprint = self._sampled() if self._is_large() else self.digest()
+        return self._fingerprint
+
+    def same_content(self, other: TensorData) -> bool:
+        """Whether the stored bytes are equal, read and compared piece by piece; for one element type and shape."""
+        if self.uid == other.uid:
+            return True
+        pairs = itertools.zip_longest(self._content(), other._content())
+        return all(one == there for one, there in pairs)
+
+    def _is_large(self) -> bool:
+        return self.sparse is None and self.dtype.kind != "O" and self.nbytes > _SAMPLES * _SAMPLE_BYTES
+
+    def _sampled(self) -> bytes:
+        raw = self._raw if isinstance(self._raw, FileSlice) else self._memory()
+        last = len(raw) - _SAMPLE_BYTES
+        digest = hashlib.sha256(len(raw).to_bytes(8, "little"))
+        for number in range(_SAMPLES):
+            start = last * number // (_SAMPLES - 1)
+            part = raw[start : start + _SAMPLE_BYTES] if isinstance(raw, memoryview) else raw.read(start, _SAMPLE_BYTES)
+            digest.update(part)
+        return digest.digest()
+
+    def _content(self) -> Iterator[Any]:
+        """What makes the content up, bytes-like, comparable between contents of one element type and shape."""
+        if self.sparse is not None:
+            bare = SparseTensorProto()
+            bare.CopyFrom(self.sparse)
+            bare.values.ClearField("name")
+            return iter([bare.SerializeToString(deterministic=True)])
+        if self.dtype.kind == "O":
+            items = [item if isinstance(item, bytes) else str(item).encode() for item in self.array().reshape(-1)]
+            return iter([b"".join(len(item).to_bytes(8, "little") + item for item in items)])
+        return self.chunks()
+
+    def _memory(self) -> memoryview:
+        """The bytes of `raw_data` of what lies in memory, without a copy where the array is laid out like them."""
+        if self._raw is None and self.dtype.name not in _PACKED_BITS:
+            flat: Any = _contiguous(self.array()).reshape(-1).view(np.uint8)
+            return memoryview(flat)
+        return memoryview(self.raw_bytes())
 
     def to_raw_proto(self) -> TensorProto:
         """A TensorProto whose values stand in `raw_data` whatever field they came in; not for strings."""
@@ -185,7 +266,8 @@ class TensorData(LazyValues):
                     f"tensor {name!r} holds {len(self._raw)} bytes where its shape {list(self.shape)} needs {expected}",
                     "export the model again; the file is damaged",
                 )
-            return np.frombuffer(self._raw, self.dtype).reshape(self.shape)
+            raw = self._raw.view() if isinstance(self._raw, FileSlice) else self._raw
+            return np.frombuffer(raw, self.dtype).reshape(self.shape)
         return np.asarray(numpy_helper.to_array(self.to_proto())).reshape(self.shape)
 
     def __str__(self) -> str:

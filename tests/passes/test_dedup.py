@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from onnxopt.model import load, tensor_data
+from onnxopt.model import TensorData, load
 from onnxopt.passes.dedup import Dedup
 from tests.helpers import apply, assert_equal, model, node_of, operators, proto, random_feeds, run, with_weights
 
@@ -209,20 +210,76 @@ def test_sparse_weights_are_compared_without_making_them_dense() -> None:
     assert constant.data._array is None
 
 
-def test_each_content_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    weights = np.arange(6, dtype=np.float32).reshape(2, 3)
-    target = load(two(weights, weights + 1))
-    target.graph.nodes[1].inputs[1].values = target.graph.nodes[0].inputs[1].data
-    calls: list[int] = []
-    original = tensor_data.TensorData.raw_bytes
+LARGE = np.arange(20_000, dtype=np.float32)
 
-    def counted(self: tensor_data.TensorData) -> Any:
+
+def count_reads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The uids of contents that are read whole from here on."""
+    calls: list[int] = []
+    original = TensorData.chunks
+
+    def counted(self: TensorData, size: int = 1 << 22) -> Iterator[Any]:
         calls.append(self.uid)
+        return original(self, size)
+
+    monkeypatch.setattr(TensorData, "chunks", counted)
+    return calls
+
+
+def added(*weights: NDArray[Any]) -> ModelProto:
+    """x plus each of the weights."""
+    body = " ".join(f"t{n + 1} = Add(t{n}, w{n})" for n in range(len(weights)))
+    source = proto(f"g (float[20000] t0) => (float[20000] t{len(weights)}) {{ {body} }}")
+    return with_weights(source, **{f"w{n}": array for n, array in enumerate(weights)})
+
+
+def test_contents_that_are_the_same_object_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(added(LARGE, LARGE + 1))
+    target.graph.nodes[1].inputs[1].values = target.graph.nodes[0].inputs[1].data
+    calls = count_reads(monkeypatch)
+    assert len(apply(Dedup(), target).changes) == 1
+    assert not calls
+
+
+def test_two_equal_contents_are_read_once_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(added(LARGE, LARGE))
+    calls = count_reads(monkeypatch)
+    assert len(apply(Dedup(), target).changes) == 1
+    assert len(calls) == len(set(calls)) == 2
+
+
+def test_each_of_many_contents_is_hashed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(added(*[LARGE] * 4))
+    calls = count_reads(monkeypatch)
+    hashed: list[int] = []
+    original = TensorData.digest
+
+    def counted(self: TensorData) -> bytes:
+        if self._digest is None:
+            hashed.append(self.uid)
         return original(self)
 
-    monkeypatch.setattr(tensor_data.TensorData, "raw_bytes", counted)
-    assert len(apply(Dedup(), target).changes) == 1
-    assert len(calls) == 1
+    monkeypatch.setattr(TensorData, "digest", counted)
+    assert len(apply(Dedup(), target).changes) == 3
+    assert len(hashed) == len(set(hashed)) == 4
+    assert len(calls) == 4 + 2 * 3  # hashes, then each compared with the first
+
+
+def test_large_contents_that_differ_are_not_read_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    target = load(added(*(LARGE + n for n in range(5))))
+    calls = count_reads(monkeypatch)
+    assert not apply(Dedup(), target).changes
+    assert not calls
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_a_difference_between_the_samples_is_seen(copies: int) -> None:
+    other = LARGE.copy()
+    other[700] += 1
+    target = load(added(*[LARGE] * copies, other))
+    weights = [node.inputs[1].data for node in target.graph.nodes]
+    assert weights[0].fingerprint() == weights[-1].fingerprint()
+    assert len(apply(Dedup(), target).changes) == copies - 1
 
 
 def test_nothing_to_do_changes_nothing() -> None:
