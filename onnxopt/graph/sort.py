@@ -11,6 +11,7 @@ from onnxopt.model import Graph, Model, Node
 def sort_nodes(body: Graph) -> None:
     """Put the nodes of one body in topological order, in place: see `sorted_nodes`."""
     body.nodes = sorted_nodes(body)
+    body.unsorted_constants = False
 
 
 def sorted_nodes(body: Graph) -> list[Node]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 from onnx import AttributeProto, GraphProto, TensorProto, helper
 
 from onnxopt.errors import ModelError
+from onnxopt.model.protos import copy_without
 from onnxopt.model.tensor_data import TensorData
 
 
@@ -92,12 +92,9 @@ def graphs_of(attribute: AttributeProto) -> list[GraphProto] | None:
     return None
 
 
-def shell(attribute: AttributeProto) -> onnx.AttributeProto:
-    """The attribute without its payload: name, kind and doc."""
-    proto = AttributeProto(name=attribute.name, type=attribute.type)
-    if attribute.doc_string:
-        proto.doc_string = attribute.doc_string
-    return proto
+def shell(attribute: AttributeProto) -> AttributeProto:
+    """The attribute without its graphs and its tensor."""
+    return copy_without(attribute, "g", "graphs", "t")
 
 
 def _text(raw: bytes) -> str | bytes:

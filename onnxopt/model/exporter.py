@@ -15,7 +15,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
 from onnxopt.model import attributes
-from onnxopt.model.importer import describe
+from onnxopt.model.importer import constants_used, describe
 from onnxopt.model.ir import Constant, Dim, Graph, Node, Variable
 from onnxopt.model.tensor_data import TensorData
 
@@ -49,12 +49,11 @@ class Exporter:
         proto = GraphProto()
         if isinstance(graph.proto, GraphProto):
             proto.CopyFrom(graph.proto)
-        proto.name = graph.name
+        _set_text(proto, "name", graph.name)
         _set_text(proto, "doc_string", graph.doc_string)
         self._initializers(graph, proto)
         self._inputs(graph, proto)
-        for tensor in graph.outputs:
-            proto.output.append(_output_info(graph, tensor))
+        self._outputs(graph, proto)
         self._nodes(graph, proto.node)
         proto.value_info.extend(_value_infos(graph))
         _drop_stale_annotations(graph, proto)
@@ -84,7 +83,7 @@ class Exporter:
             if kind == "sparse_initializer" and untouched and constant.data.sparse is not None:
                 sparse = proto.sparse_initializer.add()
                 sparse.CopyFrom(constant.data.sparse)
-                sparse.values.name = constant.name
+                _set_text(sparse.values, "name", constant.name)
             elif kind != "node":
                 at = origin.position if origin is not None and kind == "initializer" else last
                 dense.append((at, constant.name, constant.data))
@@ -92,22 +91,35 @@ class Exporter:
             proto.initializer.append(self.write_tensor(data, name, main))
 
     def _inputs(self, graph: Graph, proto: GraphProto) -> None:
+        """The body's inputs in their present order; initializers listed among them stay behind the same input."""
         current = {id(tensor) for tensor in graph.inputs}
         homed = {id(constant) for constant in graph.initializers}
         written: set[int] = set()
+        behind: dict[int | None, list[Constant]] = {None: []}
+        last: int | None = None
         for tensor in graph.listed_inputs:
-            if id(tensor) in current or id(tensor) in homed:
-                proto.input.append(_tensor_info(tensor))
+            if id(tensor) in current:
+                last = id(tensor)
+            elif id(tensor) in homed:
+                behind.setdefault(last, []).append(tensor)
                 written.add(id(tensor))
+        proto.input.extend(_described(constant, constant.info) for constant in behind[None])
         for tensor in graph.inputs:
-            if id(tensor) not in written:
-                proto.input.append(_tensor_info(tensor))
+            listed = (tensor, *behind.get(id(tensor), ()))
+            proto.input.extend(_described(each, each.info) for each in listed)
         if self.ir_version < 4 and graph.parent is None:
             # before IR 4 every initializer must be an input too
             for constant in graph.initializers:
                 kind = "initializer" if constant.origin is None else constant.origin.kind
                 if kind != "node" and id(constant) not in written and constant.origin is None:
-                    proto.input.append(_tensor_info(constant))
+                    proto.input.append(_described(constant, constant.info))
+
+    def _outputs(self, graph: Graph, proto: GraphProto) -> None:
+        given = {name: iter(infos) for name, infos in graph.output_infos.items()}
+        for tensor in graph.outputs:
+            # of outputs listed twice each has its own description, as long as there are any
+            infos = graph.output_infos.get(tensor.name, [None])
+            proto.output.append(_described(tensor, next(given.get(tensor.name, iter(())), infos[0])))
 
     def _nodes(self, graph: Graph, out: Any) -> None:
         """Nodes in list order; each Constant node at its old place, or earlier where a consumer stands before it."""
@@ -133,8 +145,8 @@ class Exporter:
                 for constant in pending[done:until]:
                     write(constant)
                 done = max(done, until)
-            if waiting:
-                for constant in _constants_used(node, waiting):
+            if waiting and not graph.unsorted_constants:
+                for constant in constants_used(node, waiting):
                     write(constant)
             out.append(self.node(node))
         for constant in pending:
@@ -156,7 +168,8 @@ class Exporter:
         attribute = proto.attribute.add()
         if origin is not None and origin.attribute is not None:
             attribute.CopyFrom(origin.attribute)
-        attribute.name, attribute.type = "value", AttributeProto.TENSOR
+        if (attribute.name, attribute.type) != ("value", AttributeProto.TENSOR):
+            attribute.name, attribute.type = "value", AttributeProto.TENSOR
         attribute.t.CopyFrom(self.write_tensor(data, None, False))
         return proto
 
@@ -165,7 +178,7 @@ class Exporter:
         proto = NodeProto()
         if node.proto is not None:
             proto.CopyFrom(node.proto)
-        proto.op_type = node.op
+        _set_text(proto, "op_type", node.op)
         _set_text(proto, "name", node.name)
         _set_text(proto, "domain", node.domain)
         proto.input.extend(tensor.name for tensor in node.inputs)
@@ -176,16 +189,15 @@ class Exporter:
         return proto
 
     def _attribute(self, name: str, value: Any, kept: AttributeProto | None, stored: Any) -> AttributeProto:
-        if isinstance(value, gs.Graph) or (isinstance(value, list) and value and isinstance(value[0], gs.Graph)):
-            proto = AttributeProto()
-            if kept is not None:
+        of_graphs = kept is not None and kept.type == AttributeProto.GRAPHS and not value
+        if isinstance(value, gs.Graph) or (isinstance(value, list) and (of_graphs or _are_graphs(value))):
+            kind = AttributeProto.GRAPHS if isinstance(value, list) else AttributeProto.GRAPH
+            proto = AttributeProto(name=name, type=kind)
+            if kept is not None and kept.type == kind:
                 proto.CopyFrom(kept)
-            proto.name = name
             if isinstance(value, list):
-                proto.type = AttributeProto.GRAPHS
                 proto.graphs.extend(self.graph(body) for body in value)
             else:
-                proto.type = AttributeProto.GRAPH
                 proto.g.CopyFrom(self.graph(value))
             return proto
         if kept is not None and attributes.unchanged(value, stored):
@@ -193,18 +205,12 @@ class Exporter:
         return attributes.encode(name, value)
 
 
+def _are_graphs(value: list[Any]) -> bool:
+    return bool(value) and isinstance(value[0], gs.Graph)
+
+
 def _position(constant: Constant) -> int:
     return constant.origin.position if constant.origin is not None else 1 << 60
-
-
-def _constants_used(node: Node, among: set[int]) -> list[Constant]:
-    """Constants of `among` that the node or a body within it reads."""
-    found = [tensor for tensor in node.inputs if id(tensor) in among]
-    for body in Node.graphs(node):
-        for inner in body.nodes:
-            found += _constants_used(inner, among)
-        found += [tensor for tensor in body.outputs if id(tensor) in among]
-    return found
 
 
 def _set_text(proto: Any, field: str, text: str | None) -> None:
@@ -213,20 +219,12 @@ def _set_text(proto: Any, field: str, text: str | None) -> None:
         setattr(proto, field, text or "")
 
 
-def _tensor_info(tensor: Any) -> ValueInfoProto:
-    return _described(tensor, tensor.info)
-
-
-def _output_info(graph: Graph, tensor: Any) -> ValueInfoProto:
-    return _described(tensor, graph.output_infos.get(tensor.name))
-
-
 def _described(tensor: Any, info: ValueInfoProto | None) -> ValueInfoProto:
     """`info` brought up to date with what a pass changed of the tensor."""
     proto = ValueInfoProto()
     if info is not None:
         proto.CopyFrom(info)
-    proto.name = tensor.name
+    _set_text(proto, "name", tensor.name)
     if info is not None and not _redescribed(tensor):
         return proto
     dtype, shape = describe(proto)
@@ -260,12 +258,19 @@ def _set_shape(proto: ValueInfoProto, shape: list[Dim]) -> None:
             dim.ClearField("value")
 
 
-def _value_infos(graph: Graph) -> list[ValueInfoProto]:
-    """The body's value_info in file order, without the entries of tensors that are gone."""
-    alive: set[int] = {id(tensor) for tensor in (*graph.inputs, *graph.outputs, *graph.initializers)}
+def _alive(graph: Graph) -> set[int]:
+    """Identities of the tensors that the body defines, or reads though nothing defines them."""
+    alive = {id(tensor) for tensor in (*graph.inputs, *graph.outputs, *graph.initializers)}
     for node in graph.nodes:
         alive.update(map(id, node.outputs))
+        alive.update(id(tensor) for tensor in node.inputs if not tensor.inputs)
     alive.update(id(tensor) for tensor, _, _ in graph.defaults)
+    return alive
+
+
+def _value_infos(graph: Graph) -> list[ValueInfoProto]:
+    """The body's value_info in file order, without the entries of tensors that are gone."""
+    alive = _alive(graph)
     result = []
     for tensor, info in graph.value_infos:
         if tensor is None:
@@ -276,12 +281,12 @@ def _value_infos(graph: Graph) -> list[ValueInfoProto]:
 
 
 def _drop_stale_annotations(graph: Graph, proto: GraphProto) -> None:
-    """Remove quantization_annotation of tensors that no longer exist."""
+    """Remove quantization_annotation of tensors that no longer exist; entries that never had one stay."""
     if not proto.quantization_annotation:
         return
-    names = {t.name for t in (*graph.inputs, *graph.outputs, *graph.initializers)}
-    names.update(tensor.name for node in graph.nodes for tensor in node.outputs)
-    kept = [entry for entry in proto.quantization_annotation if entry.tensor_name in names]
+    alive = _alive(graph)
+    entries = zip(graph.annotated, list(proto.quantization_annotation), strict=True)
+    kept = [entry for tensor, entry in entries if tensor is None or id(tensor) in alive]
     if len(kept) != len(proto.quantization_annotation):
         proto.ClearField("quantization_annotation")
         proto.quantization_annotation.extend(kept)

@@ -6,7 +6,7 @@ name in two sibling bodies means two tensors.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,11 +82,11 @@ class Importer:
         self._body(graph, proto.node, scope)
         self._value_infos(graph, proto.value_info, scope)
         for info in proto.output:
-            # the first of two entries of one name speaks for both; ONNX gives them the same meaning
-            graph.output_infos.setdefault(info.name, _copy_info(info))
+            graph.output_infos.setdefault(info.name, []).append(_copy_info(info))
             tensor = self._resolve(info.name, scope)
             _describe(tensor, info)
             graph.outputs.append(tensor)
+        graph.annotated = [scope.tensors.get(entry.tensor_name) for entry in proto.quantization_annotation]
         return graph
 
     def _function(self, proto: FunctionProto) -> Function:
@@ -141,7 +141,7 @@ class Importer:
     def _body(self, graph: Graph, protos: Any, scope: _Scope) -> None:
         nodes: list[tuple[int, NodeProto]] = []
         for position, proto in enumerate(protos):
-            if _is_constant(proto):
+            if is_constant(proto):
                 self._constant_node(graph, proto, position, scope)
                 continue
             nodes.append((position, proto))
@@ -150,6 +150,12 @@ class Importer:
                     scope.define(name, Variable(name))
         for position, proto in nodes:
             graph.nodes.append(self._node(graph, proto, position, scope))
+        places = {id(c): c.origin.position for c in graph.initializers if c.origin and c.origin.kind == "node"}
+        graph.unsorted_constants = bool(places) and any(
+            places[key] > position
+            for (position, _), node in zip(nodes, graph.nodes, strict=True)
+            for key in map(id, constants_used(node, places))
+        )
 
     def _constant_node(self, graph: Graph, proto: NodeProto, position: int, scope: _Scope) -> None:
         attribute = proto.attribute[0]
@@ -208,7 +214,7 @@ class Importer:
                     tensor.info = graph.value_infos[-1][1]
 
 
-def _is_constant(proto: NodeProto) -> bool:
+def is_constant(proto: NodeProto) -> bool:
     """A Constant node whose value is in the file (a function's may refer to an attribute of the call)."""
     return (
         proto.op_type == "Constant"
@@ -258,3 +264,13 @@ def _describe(tensor: Any, info: ValueInfoProto) -> None:
     tensor.settle()
     if tensor.dtype is None and info.type.WhichOneof("value") not in (None, "tensor_type"):
         tensor.type = info.type.WhichOneof("value")
+
+
+def constants_used(node: Node, among: Container[int]) -> list[Constant]:
+    """Constants whose identity is in `among` and that the node or a body within it reads."""
+    found = [tensor for tensor in node.inputs if id(tensor) in among]
+    for body in Node.graphs(node):
+        for inner in body.nodes:
+            found += constants_used(inner, among)
+        found += [tensor for tensor in body.outputs if id(tensor) in among]
+    return found

@@ -161,7 +161,11 @@ class Graph(gs.Graph):
         # order of the file: input entries incl. initializers listed as inputs (IR < 4), value_info, outputs by name
         self.listed_inputs: list[Any] = []
         self.value_infos: list[tuple[Any, ValueInfoProto]] = []
-        self.output_infos: dict[str, ValueInfoProto] = {}
+        self.output_infos: dict[str, list[ValueInfoProto]] = {}
+        # tensors that the entries of proto.quantization_annotation name, None where the file defines none
+        self.annotated: list[Any] = []
+        # the file has a Constant node behind one of its readers: all stay where they are until the body is sorted
+        self.unsorted_constants = False
         super().__init__(nodes=list(nodes), name=name, **kwargs)
 
     cleanup = _banned("cleanup", "onnxopt.graph.remove_dead(model)")

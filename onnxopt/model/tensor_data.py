@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ class TensorData(LazyValues):
     def nbytes(self) -> int:
         """Bytes of the stored dense values, sub-byte types packed."""
         return stored_nbytes(self.dtype, self.size)
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes in a file: those of the indices and values where the tensor is sparse, else `nbytes`."""
+        return self.nbytes if self.sparse is None else int(self.sparse.ByteSize())
 
     @classmethod
     def from_array(cls, array: NDArray[Any]) -> TensorData:
@@ -268,6 +273,8 @@ class TensorData(LazyValues):
                 )
             raw = self._raw.view() if isinstance(self._raw, FileSlice) else self._raw
             return np.frombuffer(raw, self.dtype).reshape(self.shape)
+        if self.origin is not None and self.origin.data_type == TensorProto.STRING:
+            return _strings(self.origin.string_data, self.shape)
         return np.asarray(numpy_helper.to_array(self.to_proto())).reshape(self.shape)
 
     def __str__(self) -> str:
@@ -284,6 +291,17 @@ def _read_only(array: NDArray[Any]) -> NDArray[Any]:
 def _contiguous(array: NDArray[Any]) -> NDArray[Any]:
     # np.ascontiguousarray would turn a 0-d array into shape [1]
     return array if array.flags.c_contiguous else array.copy(order="C")
+
+
+def _strings(items: Iterable[bytes], shape: tuple[int, ...]) -> NDArray[Any]:
+    """Texts, and bytes where they are no UTF-8: the format allows any."""
+    values = np.empty(int(np.prod(shape, dtype=np.int64)), np.object_)
+    for at, item in enumerate(items):
+        try:
+            values[at] = item.decode("utf-8")
+        except UnicodeDecodeError:
+            values[at] = item
+    return values.reshape(shape)
 
 
 def _scatter(sparse: SparseTensorProto, shape: tuple[int, ...], dtype: np.dtype) -> NDArray[Any]:
