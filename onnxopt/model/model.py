@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import onnx_graphsurgeon as gs
 from onnx import ModelProto, OperatorSetIdProto, TensorProto
-
 from onnxopt.errors import ModelError
-from onnxopt.model import files
+from onnxopt.model.collection import collection_paused
 from onnxopt.model.exporter import Exporter, WriteTensor, inline
 from onnxopt.model.external import ExternalData
 from onnxopt.model.importer import Importer
 from onnxopt.model.ir import Constant, Function, Graph, Node, Variable, adopt_classes
 from onnxopt.model.protos import copy_without
+
+from onnxopt.model import files, saving
 from onnxopt.model.tensor_data import TensorData
 
 _TOKEN = "onnxopt:"
@@ -67,7 +68,8 @@ class Model:
             read_tensor = functools.partial(TensorData.from_proto, read_external=external)
         importer = Importer(proto, read_tensor)
         carrier = copy_without(proto, "graph", "functions")
-        return cls(carrier, importer.main_graph(), importer.functions(), path)
+        with collection_paused():
+            return cls(carrier, importer.main_graph(), importer.functions(), path)
 
     # model-level fields
 
@@ -264,28 +266,23 @@ class Model:
 
     def nbytes(self) -> int:
         """Bytes of all values as stored, shared content counted once per constant that stores it."""
-        return sum(constant.data.nbytes for constant in self.constants())
+        defaults = (data for body in self.bodies() for _, data, _ in body.defaults)
+        return sum(data.stored_nbytes for data in (*(constant.data for constant in self.constants()), *defaults))
 
-    def save(self, path: str | Path, verify: Callable[[Path], None] | None = None) -> Path:
-        """Write the model atomically; above 2 GB the values go to a sidecar named by its content.
+    def save(
+        self, path: str | Path, verify: Callable[[Path], None] | None = None, *, external_data: str = "auto"
+    ) -> Path:
+        """Write the model: all of it takes the place of the old file, or nothing does.
 
-        `verify(temporary_path)` is called on the written file before it takes its name, and may raise to refuse it.
-        Raises UsageError when the place can't be written.
+        external_data: "always" puts the values from 1 KiB on into a file beside the model, named by its content;
+        "never" keeps all in one; "auto" is "never" up to 2 GB and "always" above. A sidecar that only the replaced
+        model used is removed. `verify(temporary_path)` is called on the written file before it takes its name, and may
+        raise to refuse it. Raises UsageError when the place can't be written, LimitError for "never" above 2 GB.
         """
         path = Path(path)
         if not path.parent.is_dir():
             raise _no_folder(path)
-        if self.nbytes() <= files.INLINE_LIMIT:
-            files.write_atomically(path, self.to_proto().SerializeToString(), verify)
-            return path
-        sidecar = files.Sidecar(path.parent, path.stem)
-        try:
-            proto = self._export(sidecar.write)
-            sidecar.finish(files.tensors_of(proto))
-            files.write_atomically(path, proto.SerializeToString(), verify)
-        except BaseException:
-            sidecar.abandon()
-            raise
+        saving.save(path, self._export, self.nbytes(), verify, external_data)
         return path
 
     def _export(self, write_tensor: WriteTensor) -> ModelProto:
