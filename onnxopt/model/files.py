@@ -9,6 +9,7 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError
 from onnx import ModelProto, TensorProto
+
 from onnxopt.errors import ModelError, UsageError
 
 # protobuf refuses messages of 2 GiB and more; some room is left for what is not weights

@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import SparseTensorProto, TensorProto, helper, numpy_helper
 from onnx_graphsurgeon.ir.tensor import LazyValues
+
 from onnxopt.errors import ModelError
 from onnxopt.model.external import CHUNK, FileSlice
 from onnxopt.model.protos import copy_without
@@ -67,11 +68,6 @@ class TensorData(LazyValues):
     def nbytes(self) -> int:
         """Bytes of the stored dense values, sub-byte types packed."""
         return stored_nbytes(self.dtype, self.size)
-
-    @property
-    def stored_nbytes(self) -> int:
-        """Bytes in a file: those of the indices and values where the tensor is sparse, else `nbytes`."""
-        return self.nbytes if self.sparse is None else int(self.sparse.ByteSize())
 
     @property
     def stored_nbytes(self) -> int:
