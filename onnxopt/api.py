@@ -10,8 +10,9 @@ from onnx import ModelProto
 
 from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.feeds import Images
-from onnxopt.model import Model
+from onnxopt.model import Limits, LimitsLike, Model
 from onnxopt.model import load as load_model
+from onnxopt.model.saving import PLACES
 from onnxopt.pipeline import (
     Demands,
     FeedsLike,
@@ -24,6 +25,7 @@ from onnxopt.pipeline import (
     VerdictError,
     check_output,
     failed_path,
+    meet,
     parse,
     silent,
 )
@@ -40,12 +42,13 @@ __all__ = ["Result", "VerdictError", "check", "compare", "load", "optimize"]
 Source: TypeAlias = str | Path | ModelProto | Model
 
 
-def load(source: Source) -> Model:
+def load(source: Source, limits: LimitsLike = "default") -> Model:
     """Load a model from a path or a ModelProto (which is not changed).
 
-    Raises UsageError for a missing path, ModelError for a file that is no valid or no safe ONNX model.
+    limits: "default", "strict" or "off", see `onnxopt.model.Limits`. Raises UsageError for a missing path, ModelError
+    for a file that is no valid or no safe ONNX model, LimitError for one that asks for more than `limits` allow.
     """
-    return load_model(source)
+    return load_model(source, limits)
 
 
 def optimize(
@@ -62,6 +65,7 @@ def optimize(
     target: str | Target = "auto",
     seed: int = 0,
     threads: int = 1,
+    limits: LimitsLike = "default",
     latency_seconds: float = 2.0,
     on_error: str = "stop",
     verify: bool = True,
@@ -69,6 +73,7 @@ def optimize(
     output: str | Path | None = None,
     force: bool = False,
     keep_failed: bool = False,
+    external_data: str = "auto",
     dry_run: bool = False,
     reports: str | Path | Iterable[str | Path] = (),
     progress: Progress = silent,
@@ -78,7 +83,9 @@ def optimize(
 
     model: a path, ModelProto or Model; it is not changed. passes: "prune,int8", configured passes, or both in a list.
     feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part.
-    output: where to write; None writes nothing. reports: files to write the report to, .json or .txt.
+    limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
+    output: where to write; None writes nothing. external_data: weights in a file beside it "always", "never", or, with
+    "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt.
     budgets: max_drop, min_sqnr, min_agreement, max_abs, max_relative, max_size, max_latency; see
     `onnxopt.verification.budgets`.
 
@@ -94,6 +101,7 @@ def optimize(
         require_data=require_data,
         latency_seconds=latency_seconds,
         keep_failed=keep_failed,
+        external_data=_choice("external_data", external_data, PLACES),
         dry_run=dry_run,
     )
     steps = parse(passes)
@@ -101,15 +109,16 @@ def optimize(
     chosen = _target(target)
     report_paths = _report_paths(reports)
     progress("loading", 0, 0)
-    reference = load(model)
-    source = Path(model) if isinstance(model, (str, Path)) else None
+    bounds = Limits.of(limits)
+    reference = load(model, bounds)
+    source = _file(model)
     written = Path(output) if output is not None else None
     if written is not None and not dry_run:
         check_output(written, source, force)
         if keep_failed:
             check_output(failed_path(written), source, force=True)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
-    opened = inputs.open(reference, source)
+    opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
     run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, progress)
     return run.execute()
 
@@ -128,6 +137,7 @@ def check(
     metrics: str | Iterable[str] = (),
     seed: int = 0,
     threads: int = 1,
+    limits: LimitsLike = "default",
     latency_seconds: float = 2.0,
     reports: str | Path | Iterable[str | Path] = (),
     progress: Progress = silent,
@@ -143,11 +153,13 @@ def check(
     demands = _demands({**(budgets or {}), **more_budgets}, metrics, settings)
     report_paths = _report_paths(reports)
     progress("loading", 0, 0)
-    models = load(candidate), load(reference)
-    paths = tuple(Path(item) if isinstance(item, (str, Path)) else None for item in (candidate, reference))
+    bounds = Limits.of(limits)
+    models = load(candidate, bounds), load(reference, bounds)
+    files = _file(candidate), _file(reference)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
-    split = inputs.open_whole(models[1], paths[1])
-    report = check_models(*models, split, demands, settings, paths=(paths[0], paths[1]), progress=progress)
+    others = [(models[0], files[0])]
+    split = meet(models[1], files[1], inputs, bounds, whole=True, candidates=others, threads=threads, progress=progress)
+    report = check_models(*models, split, demands, settings, paths=files, progress=progress)
     for path in report_paths:
         write(report, path)
     return report
@@ -162,21 +174,28 @@ def compare(
     images: Images | str | None = None,
     seed: int = 0,
     threads: int = 1,
+    limits: LimitsLike = "default",
     progress: Progress = silent,
 ) -> Comparison:
     """Run both models on all feeds, optimized as they would be deployed, and measure every output.
 
     Raises FeedError, ModelError or PassError when feeds can't be read, a model can't be loaded, or a run fails.
     """
-    models = load(reference), load(candidate)
-    path = Path(reference) if isinstance(reference, (str, Path)) else None
-    split = Inputs(feeds, labels=labels, images=images, seed=seed).open_whole(models[0], path)
+    bounds = Limits.of(limits)
+    models = load(reference, bounds), load(candidate, bounds)
+    inputs = Inputs(feeds, labels=labels, images=images, seed=seed)
+    others = [(models[1], _file(candidate))]
+    split = meet(models[0], _file(reference), inputs, bounds, whole=True, candidates=others, threads=threads)
     recorded = RecordedOutputs(Session(models[0], threads=threads), split.evaluate)
     return compare_outputs(
         recorded,
         Session(models[1], threads=threads),
         progress=lambda done, total: progress("comparing", done, total),
     )
+
+
+def _file(source: Source) -> Path | None:
+    return Path(source) if isinstance(source, (str, Path)) else None
 
 
 def _demands(budgets: Mapping[str, Any], metrics: str | Iterable[str], settings: Settings) -> Demands:

@@ -47,6 +47,13 @@ def root(context: click.Context) -> None:
 @option("-o", "--output", metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.onnxopt.onnx]")
 @option("--force", is_flag=True, section=OUTPUT, help="Replace an existing output.")
 @option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx.")
+@option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    section=OUTPUT,
+    help="Weights in a file beside the model; auto: above 2 GB. [auto]",
+)
 @option("--dry-run", is_flag=True, section=OUTPUT, help="Do all but write the model.")
 @output_options
 @run_options

@@ -154,6 +154,7 @@ class Run:
             threads=self.settings.threads,
             timeout=self.settings.timeout,
             skip=stages.random if stages is not None else frozenset(),
+            external_data=self.settings.external_data,
         )
 
     def _verdict(self, records: Sequence[PassRecord], findings: Findings) -> tuple[Verdict, str]:

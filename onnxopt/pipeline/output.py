@@ -43,7 +43,14 @@ def failed_path(output: Path) -> Path:
 
 
 def save(
-    model: Model, output: Path, samples: Sequence[Sample], *, threads: int, timeout: float, skip: frozenset[str]
+    model: Model,
+    output: Path,
+    samples: Sequence[Sample],
+    *,
+    threads: int,
+    timeout: float,
+    skip: frozenset[str],
+    external_data: str = "auto",
 ) -> None:
     """Write the model atomically. Before it takes its name, the file is run in a process of its own.
 
@@ -51,7 +58,7 @@ def save(
     samples the file is written unproven. Raises PassError when they differ; nothing is left behind then.
     """
     if not samples:
-        model.save(output)
+        model.save(output, external_data=external_data)
         return
     inputs = [sample.inputs for sample in samples]
     session = Session(model, threads=threads)
@@ -67,7 +74,7 @@ def save(
                         "nothing was written; this is a bug, please report it",
                     )
 
-    model.save(output, prove)
+    model.save(output, prove, external_data=external_data)
 
 
 def equal(one: Any, other: Any) -> bool:

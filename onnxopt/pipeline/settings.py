@@ -18,7 +18,7 @@ class Settings:
     """Settings of a run; names and defaults are those of the command line.
 
     on_error: "stop" or "skip". verify: False compares nothing. latency_seconds: 0 leaves timing out. timeout: seconds
-    that the saved model may take to load and run in its own process.
+    that the saved model may take to load and run in its own process. external_data: see `Model.save`.
     """
 
     target: str = "auto"
@@ -31,4 +31,5 @@ class Settings:
     timeout: float = 600.0
     force: bool = False
     keep_failed: bool = False
+    external_data: str = "auto"
     dry_run: bool = False
