@@ -85,6 +85,13 @@ budget_options = combined(
 
 run_options = combined(
     option("--seed", type=click.IntRange(min=0), default=0, metavar="N", section=RUN, help="Of everything drawn. [0]"),
+    option(
+        "--limits",
+        type=click.Choice(["default", "strict", "off"]),
+        default="default",
+        section=RUN,
+        help="What a model may ask for; off for one you trust. [default]",
+    ),
     option("--threads", type=click.IntRange(min=1), default=1, metavar="N", section=RUN, help="Of every session. [1]"),
     option(
         "--latency-seconds",

@@ -10,16 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError
 from onnx import ModelProto, OperatorSetIdProto, TensorProto
-from onnxopt.errors import ModelError
+
+from onnxopt.errors import LimitError, ModelError
+from onnxopt.model import files, saving
 from onnxopt.model.collection import collection_paused
 from onnxopt.model.exporter import Exporter, WriteTensor, inline
 from onnxopt.model.external import ExternalData
 from onnxopt.model.importer import Importer
 from onnxopt.model.ir import Constant, Function, Graph, Node, Variable, adopt_classes
+from onnxopt.model.limits import Limits, LimitsLike, check_limits, read_file, too_deep
 from onnxopt.model.protos import copy_without
-
-from onnxopt.model import files, saving
 from onnxopt.model.tensor_data import TensorData
 
 _TOKEN = "onnxopt:"
@@ -290,17 +292,26 @@ class Model:
         return Exporter(self.ir_version, write_tensor).model(self.carrier, self.graph, list(self.functions))
 
 
-def load(source: str | Path | ModelProto | Model) -> Model:
+def load(source: str | Path | ModelProto | Model, limits: LimitsLike = "default") -> Model:
     """Load a model from a path, or take over a ModelProto (which is not changed).
 
-    Raises UsageError for a missing path, ModelError for a file that is no valid or no safe ONNX model.
+    limits: "default", "strict", "off" or `onnxopt.model.Limits`. Raises UsageError for a missing path, ModelError for a
+    file that is no valid or no safe ONNX model, LimitError for one that asks for more than `limits` allow.
     """
+    bounds = Limits.of(limits)
     if isinstance(source, Model):
         return source
-    if isinstance(source, ModelProto):
-        return Model.from_proto(source)
-    path = Path(source)
-    return Model.from_proto(files.read_proto(path), path)
+    path = None if isinstance(source, ModelProto) else Path(source)
+    try:
+        proto = source if isinstance(source, ModelProto) else read_file(Path(source))
+        check_limits(proto, bounds)
+        return Model.from_proto(proto, path)
+    except DecodeError as error:  # of a proto in memory that protobuf itself could not read back
+        raise too_deep("the model") from error
+    except (LimitError, ModelError) as error:
+        if path is None or str(path) in error.cause:
+            raise
+        raise type(error)(f"{path}: {error.cause}", error.remedy) from error
 
 
 def _no_folder(path: Path) -> Exception:

@@ -4,6 +4,7 @@ from onnxopt.pipeline.check import check
 from onnxopt.pipeline.final import Demands
 from onnxopt.pipeline.grammar import PassLike, Step, canonical, parse
 from onnxopt.pipeline.inputs import FeedsLike, Inputs
+from onnxopt.pipeline.meeting import meet
 from onnxopt.pipeline.optimize import Run
 from onnxopt.pipeline.output import check_output, failed_path
 from onnxopt.pipeline.result import Result, VerdictError
@@ -24,6 +25,7 @@ __all__ = [
     "check",
     "check_output",
     "failed_path",
+    "meet",
     "parse",
     "silent",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -13,6 +13,8 @@ from onnxopt.runtime import Session
 
 # one source of feeds, several, feeds parted already, or None: what lies beside the model, else synthetic inputs
 FeedsLike: TypeAlias = Data | Sequence[Data] | Split | None
+
+RunOnce: TypeAlias = Callable[[Mapping[str, Any]], object]
 
 
 @dataclass(frozen=True)
@@ -27,13 +29,16 @@ class Inputs:
     samples: int | None = None
     seed: int = 0
 
-    def open(self, model: Model, path: Path | None) -> Split:
-        """Feeds in three parts: to calibrate, to choose, to judge. Raises what `open_feeds` does."""
+    def open(self, model: Model, path: Path | None, run: RunOnce | None = None) -> Split:
+        """Feeds in three parts: to calibrate, to choose, to judge. Raises what `open_feeds` does.
+
+        run: runs the model on inputs that were made up for it; by default in a session of this process.
+        """
         if isinstance(self.feeds, Split):
             return self._limited(self.feeds)
-        return self._open(model, path, _sources(self.feeds), _sources(self.evaluate), self.evaluate_labels)
+        return self._open(model, path, _sources(self.feeds), _sources(self.evaluate), self.evaluate_labels, run)
 
-    def open_whole(self, model: Model, path: Path | None) -> Split:
+    def open_whole(self, model: Model, path: Path | None, run: RunOnce | None = None) -> Split:
         """Feeds of which none is kept for calibration: all that are named evaluate, of a parted folder that part."""
         if isinstance(self.feeds, Split):
             return self._limited(self.feeds)
@@ -43,10 +48,16 @@ class Inputs:
             # read twice: a source that can be walked only once would be empty the second time
             given = [item if isinstance(item, (str, Path, Feeds, Sequence)) else list(item) for item in given]
             final, labels = given, self.labels
-        return self._open(model, path, given, final, labels)
+        return self._open(model, path, given, final, labels, run)
 
     def _open(
-        self, model: Model, path: Path | None, given: list[Data], final: list[Data], labels: str | Path | None
+        self,
+        model: Model,
+        path: Path | None,
+        given: list[Data],
+        final: list[Data],
+        labels: str | Path | None,
+        run: RunOnce | None,
     ) -> Split:
         session = Session(model, optimize=False)
         split = open_feeds(
@@ -58,7 +69,7 @@ class Inputs:
             model_path=path,
             preprocessing=self.images,
             seed=self.seed,
-            probe=session.run,
+            probe=run or session.run,
         )
         return self._limited(split)
 

@@ -56,33 +56,39 @@ def _command(folder: Path) -> list[str]:
     return [sys.executable, "-P", "-m", "onnxopt.runtime.serve", str(folder)]
 
 
-def _wait(command: list[str], folder: Path, path: Path, timeout: float) -> int:
-    """The exit status of the command; its stderr goes into a file of the folder. Kills its group unless it ended."""
+def start(command: list[str], folder: Path, *, stdin: int, stdout: int) -> subprocess.Popen[bytes]:
+    """A child in a process group of its own that finds this package; its stderr goes into a file of the folder."""
     root = str(Path(__file__).resolve().parents[2])
     search = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     with (folder / "stderr.txt").open("wb") as stderr:
-        child = subprocess.Popen(
+        return subprocess.Popen(
             command,
             cwd=folder,
             env={**os.environ, "PYTHONPATH": search},
-            stdin=subprocess.DEVNULL,
-            stdout=stderr,
+            stdin=stdin,
+            stdout=stdout,
             stderr=stderr,
             start_new_session=True,
         )
-        try:
-            return child.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise LimitError(
-                f"{path}: the run did not end within {timeout:g} s and was stopped",
-                "raise the time limit, use fewer feeds, or look for an endless Loop in the model",
-            ) from None
-        finally:
-            if child.poll() is None:
-                _kill(child)
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
+def _wait(command: list[str], folder: Path, path: Path, timeout: float) -> int:
+    """The exit status of the command. Kills its group unless it ended."""
+    child = start(command, folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        return child.wait(timeout)
+    except subprocess.TimeoutExpired:
+        raise LimitError(
+            f"{path}: the run did not end within {timeout:g} s and was stopped",
+            "raise the time limit, use fewer feeds, or look for an endless Loop in the model",
+        ) from None
+    finally:
+        if child.poll() is None:
+            kill(child)
+
+
+def kill(child: subprocess.Popen[bytes]) -> None:
+    """Kill the child with its group, and wait until it is gone."""
     if os.name == "posix":
         os.killpg(child.pid, signal.SIGKILL)
     else:
@@ -97,21 +103,22 @@ def _raise_for(code: int, folder: Path, path: Path) -> None:
     if code == 0 and "count" in response:
         return
     error = response.get("error")
-    if error == "MemoryError" or _said_bad_alloc(folder):
+    if error == "MemoryError" or said_bad_alloc(folder):
         raise LimitError(f"{path}: memory ran out while it was loaded and run", _MORE_MEMORY)
     if code == -signal.SIGKILL:
         raise LimitError(f"{path}: its process was killed, most likely because memory ran out", _MORE_MEMORY)
     if error in _ERRORS:
         raise _ERRORS[error](response["cause"], response["remedy"])
-    how = f"was ended by signal {_signal_name(-code)}" if code < 0 else f"ended with status {code}"
-    said = _last_line(folder)
+    how = f"was ended by signal {signal_name(-code)}" if code < 0 else f"ended with status {code}"
+    said = last_line(folder)
     raise PassError(
         f"{path}: the process that ran it {how}{said}",
         "the model crashes onnxruntime: leave out the last pass, try another onnxruntime, and report it",
     )
 
 
-def _signal_name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """SIGSEGV for 11."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -123,11 +130,13 @@ def _stderr(folder: Path) -> str:
     return file.read_text(errors="replace") if file.is_file() else ""
 
 
-def _said_bad_alloc(folder: Path) -> bool:
+def said_bad_alloc(folder: Path) -> bool:
+    """Whether the child told on stderr that it got no memory."""
     text = _stderr(folder)
     return "bad_alloc" in text or "MemoryError" in text
 
 
-def _last_line(folder: Path) -> str:
+def last_line(folder: Path) -> str:
+    """What the child told last on stderr, behind a colon; empty where it told nothing."""
     lines = [line.strip() for line in _stderr(folder).splitlines() if line.strip()]
     return f": {lines[-1][:200]}" if lines else ""
