@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, get_type_hints
 
 from onnxopt.errors import UsageError, did_you_mean
+from onnxopt.passbase.observe import Observation
 from onnxopt.passbase.result import Change, Context, PassResult, Skip
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ def rewrite(
     """Make a pass of a function that edits one graph in place.
 
     The function is called for the main graph and every If, Loop and Scan body, not for local functions. Nodes it
-    removed and added are reported as changes.
+    removed, added and changed, and constants it gave other values, are reported as changes.
     """
     wanted = Effect(effect)
 
@@ -153,17 +154,9 @@ def rewrite(
             for body in list(model.bodies()):
                 if body.function is not None:
                     continue
-                before = {id(node): _label(node) for node in body.nodes}
-                values = {id(c): (c.name, c.data.uid) for c in body.initializers}
+                before = Observation(body)
                 function(body)
-                after = {id(node): _label(node) for node in body.nodes}
-                changes += [Change("removed", after_name) for key, after_name in before.items() if key not in after]
-                changes += [Change("added", label) for key, label in after.items() if key not in before]
-                changes += [
-                    Change("replaced values", c.name)
-                    for c in body.initializers
-                    if id(c) in values and values[id(c)][1] != c.data.uid
-                ]
+                changes += before.changes()
             return PassResult(changes)
 
         members: dict[str, Any] = {
@@ -177,10 +170,6 @@ def rewrite(
         return dataclass(frozen=True)(type(function.__name__, (Pass,), members))
 
     return decorate
-
-
-def _label(node: Any) -> str:
-    return f"{node.op} {node.name or (node.outputs[0].name if node.outputs else '')}".strip()
 
 
 __all__ = ["Change", "Context", "Effect", "Pass", "PassResult", "Skip", "option", "rewrite"]

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from onnxopt.errors import PassError, UsageError
-from onnxopt.model import Graph
+from onnxopt.model import Graph, Node, Variable
 from onnxopt.passbase import Context, Effect, Pass, lookup, names, option, rewrite
 from tests.helpers import apply, model, operators
 
@@ -76,6 +77,54 @@ def test_a_plain_function_is_a_pass_of_all_graph_bodies() -> None:
     )
     apply(made(), target)
     assert [operators(body) for body in target.bodies()] == [["If"], ["Abs"], ["Abs"]]
+
+
+def bypass(graph: Graph) -> None:
+    node = graph.nodes.pop(0)
+    graph.nodes[0].inputs[0] = node.inputs[0]
+    node.inputs.clear()
+    node.outputs.clear()
+
+
+def put_between(graph: Graph) -> None:
+    between = Variable("i_between")
+    graph.nodes.insert(1, Node("Identity", "", inputs=[graph.nodes[0].outputs[0]], outputs=[between]))
+    graph.nodes[2].inputs[0] = between
+
+
+def swap_inputs(graph: Graph) -> None:
+    node = graph.nodes[2]
+    first, second = node.inputs
+    node.inputs[0], node.inputs[1] = second, first
+
+
+@pytest.mark.parametrize(
+    ("edit", "expected"),
+    [
+        (lambda g: setattr(g.nodes[0], "op", "Abs"), [("changed", "Neg n", "now Abs n")]),
+        (lambda g: g.nodes[1].attrs.update(alpha=0.5), [("changed", "LeakyRelu l", "")]),
+        (lambda g: g.nodes[1].inputs.__setitem__(0, g.inputs[0]), [("changed", "LeakyRelu l", "")]),
+        (lambda g: g.nodes[1].attrs.update(alpha=0.25), []),
+        (lambda g: setattr(g.initializers[0], "values", np.ones(2, np.float32)), [("replaced values", "w", "")]),
+        (lambda g: g.outputs.__setitem__(0, g.nodes[0].outputs[0]), [("changed", "inputs or outputs of graph g", "")]),
+        (bypass, [("removed", "Neg n", "")]),
+        (put_between, [("added", "Identity", "")]),
+        (swap_inputs, [("changed", "Sub s", "")]),
+    ],
+)
+def test_a_plain_function_reports_what_it_changed(edit: Any, expected: list[tuple[str, str, str]]) -> None:
+    @rewrite(name="edit", effect="lossy")
+    def made(graph: Graph) -> None:
+        """Edit."""
+        edit(graph)
+
+    target = model(
+        "g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> {"
+        "[n] a = Neg(x) [l] b = LeakyRelu <alpha = 0.25> (a) [s] y = Sub(b, w) }"
+    )
+    the_pass: Any = made
+    found = apply(the_pass(), target).changes
+    assert [(change.kind, change.where.rsplit(" i_")[0], change.detail) for change in found] == expected
 
 
 def test_passes_are_found_by_name_and_by_file(tmp_path: Path) -> None:
