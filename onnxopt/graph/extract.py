@@ -40,8 +40,9 @@ def extract(
             if isinstance(tensor, Constant) and id(tensor) not in names:
                 _give(tensor, name(tensor), model, inputs)
         proto = exporter.node(node)
-        proto.ClearField("input")
-        proto.ClearField("output")
+        # names of nodes repeat across bodies, and the runtime knows the default operator set under one name only
+        for field in ("input", "output", "name", *(("domain",) if not node.kind[0] else ())):
+            proto.ClearField(field)
         proto.input.extend(map(name, node.inputs))
         proto.output.extend(map(name, node.outputs))
         model.graph.node.append(proto)

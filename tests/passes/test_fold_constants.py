@@ -364,3 +364,19 @@ def test_dead_random_nodes_are_not_removed() -> None:
     target = model("g (float[2,3] x) => (float[2,3] y) { r = RandomNormalLike(x) s = Shape(r) y = Reshape(x, s) }")
     apply(FoldConstants(), target)
     assert operators(target) == ["RandomNormalLike", "Reshape"]
+
+
+def test_nodes_of_one_name_in_two_bodies_are_folded_together() -> None:
+    """The runtime refuses a graph in which a name occurs twice, and the part that is computed is one graph."""
+    source = proto(
+        """g (bool c) => (float[2] y) <float[2] w = {1, 2}> {
+            [same] a = Neg(w)
+            b = If(c) < then_branch = t () => (float[2] p) { [same] p = Abs(a) },
+                        else_branch = e () => (float[2] q) { [same] q = Relu(a) } >
+            y = Identity(b)
+        }"""
+    )
+    target = load(source)
+    result = apply(FoldConstants(), target)
+    assert [change.kind for change in result.changes].count("folded") == 2
+    assert not result.skipped
