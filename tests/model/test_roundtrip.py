@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxopt.graph import remove_dead, sort_model
 from onnxopt.model import Graph, Model, Node, Variable, exporter, load
 from tests.conformance.corpus import cases
 from tests.helpers import model, proto
@@ -200,3 +201,64 @@ def test_narrow_types_survive_reading_and_replacing(kind: int) -> None:
     constant.values = np.array([1, 0, 1]).astype(constant.dtype)
     again = load(target.to_proto()).graph.initializers[0]
     assert again.values.astype(np.float32).tolist() == [1, 0, 1]
+
+
+def test_inputs_are_written_in_their_present_order() -> None:
+    """Those of a Scan body are told apart by position; initializers listed among them stay behind their neighbour."""
+    target = model(
+        """g (float[3,2] x) => (float[3,2] y) {
+            y = Scan <num_scan_inputs = 1, body = b (float[2] row) => (float[2] out) { out = Neg(row) }> (x)
+        }"""
+    )
+    _, body = target.bodies()
+    state = Variable("state", np.dtype(np.float32), [2])
+    body.inputs.insert(0, state)
+    assert [info.name for info in target.to_proto().graph.node[0].attribute[1].g.input] == ["state", "row"]
+    body.inputs.reverse()
+    assert [info.name for info in target.to_proto().graph.node[0].attribute[1].g.input] == ["row", "state"]
+
+
+def test_initializers_listed_as_inputs_keep_their_places() -> None:
+    source = proto(
+        """g (float[2] v, float[2] x, float[2] w, float[2] z) => (float[2] y) {
+            a = Add(x, w) b = Add(z, v) y = Add(a, b)
+        }""",
+        8,
+        3,
+    )
+    source.graph.initializer.extend(numpy_helper.from_array(np.ones(2, np.float32), name) for name in ("v", "w"))
+    target = load(source)
+    assert [tensor.name for tensor in target.graph.inputs] == ["x", "z"]
+    target.graph.inputs.insert(1, Variable("new", np.dtype(np.float32), [2]))
+    assert [info.name for info in target.to_proto().graph.input] == ["v", "x", "w", "new", "z"]
+    target.graph.inputs.reverse()
+    assert [info.name for info in target.to_proto().graph.input] == ["v", "z", "new", "x", "w"]
+
+
+def test_an_unsorted_constant_stays_until_the_body_is_sorted() -> None:
+    source = proto(
+        "g (float[2] x) => (float[2] y) { y = Add(x, c) c = Constant <value_floats = [1.0, 2.0]> () }", ir_version=8
+    )
+    target = load(source)
+    assert target.to_proto().SerializeToString() == source.SerializeToString()
+    sort_model(target)
+    assert [node.op_type for node in target.to_proto().graph.node] == ["Constant", "Add"]
+
+
+def test_an_annotation_goes_with_its_tensor_only() -> None:
+    source = proto("g (float[2] x) => (float[2] y) { a = Neg(x) y = Neg(x) }")
+    for name in ("a", "y", "nobody"):
+        source.graph.quantization_annotation.add(tensor_name=name)
+    target = load(source)
+    assert remove_dead(target) == 1
+    assert [entry.tensor_name for entry in target.to_proto().graph.quantization_annotation] == ["y", "nobody"]
+
+
+def test_strings_need_not_be_utf_8() -> None:
+    source = proto("g (string[2] x) => (string[2] y) { y = Identity(w) }")
+    source.graph.initializer.append(helper.make_tensor("w", TensorProto.STRING, [2], [b"\xff\xfe", b"a"]))
+    target = load(source)
+    constant = target.graph.initializers[0]
+    assert constant.values.tolist() == [b"\xff\xfe", "a"]
+    constant.values = constant.values[::-1].copy()
+    assert list(target.to_proto().graph.initializer[0].string_data) == [b"a", b"\xff\xfe"]
