@@ -50,7 +50,8 @@ def removed_by(result: Any) -> int:
 def relative_error(expected: dict[str, Any], found: dict[str, Any]) -> float:
     assert expected.keys() == found.keys()
     assert all(expected[name].shape == found[name].shape for name in expected)
-    return max(float(np.abs(expected[n] - found[n]).max() / np.abs(expected[n]).max()) for n in expected)
+    pairs = [(expected[n].astype(np.float64), found[n].astype(np.float64)) for n in expected]
+    return max(float(np.abs(one - other).max() / max(np.abs(one).max(), 1e-30)) for one, other in pairs)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -113,12 +113,12 @@ class Signals:
         return names[inverse.reshape(-1)]
 
 
-def proportional_rows(rows: Floats, tolerance: float = 4 * 2.0**-23) -> tuple[Ints, Floats]:
+def proportional_rows(rows: Floats, epsilon: float) -> tuple[Ints, Floats]:
     """(class [n], scale [n]) of the rows of a matrix [n, k]: rows of one class are multiples of each other.
 
-    Row i is scale[i] times its class's direction, element by element within `tolerance` (the rounding of float32). The
-    scale is the row's entry of largest magnitude; zero rows get scale 0. Near rows are found by sorting one random
-    projection, so the cost is O(n k + n log n).
+    Row i is scale[i] times its class's direction, element by element within twice `epsilon`, the relative rounding of
+    the type the rows are stored in. The scale is the row's entry of largest magnitude; zero rows get scale 0. Near
+    rows are found by sorting one random projection, so the cost is O(n k + n log n).
     """
     count = len(rows)
     peak = np.argmax(np.abs(rows), axis=1) if rows.shape[1] else np.zeros(count, np.int64)
@@ -133,7 +133,7 @@ def proportional_rows(rows: Floats, tolerance: float = 4 * 2.0**-23) -> tuple[In
     for at in order.tolist():
         leaders = [leader for leader in leaders if projection[at] - projection[leader] <= slack[at]]
         for leader in leaders:
-            if np.all(np.abs(directions[at] - directions[leader]) <= tolerance * np.abs(directions[leader])):
+            if np.all(np.abs(directions[at] - directions[leader]) <= 2 * epsilon * np.abs(directions[leader])):
                 classes[at] = leader
                 break
         else:

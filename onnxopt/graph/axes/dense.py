@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from onnxopt.graph.axes.axis import ONES, Axis, Floats, Ints, proportional_rows
@@ -18,8 +19,8 @@ from onnxopt.model import Constant, Node, Variable
 def conv(node: Node, maps: AxisMaps) -> None:
     """W [M, C/g, *k]: reads input axis 1 in g groups, makes output axis 1."""
     weights = node.inputs[1]
-    if not is_constant(weights) or not _bias_known(node, 2):
-        maps.freeze_node(node, f"weights of {node.op} are not constant")
+    if not _has_weights(weights) or not _bias_known(node, 2):
+        maps.freeze_node(node, f"weights of {node.op} are not constant floats")
         return
     groups = int(node.attrs.get("group", 1))
     out, inner = weights.shape[0], weights.shape[1]
@@ -45,8 +46,8 @@ def conv(node: Node, maps: AxisMaps) -> None:
 def conv_transpose(node: Node, maps: AxisMaps) -> None:
     """W [C, M/g, *k]: as Conv with the first two axes exchanged; a constant input leaves a pattern, no constant."""
     weights = node.inputs[1]
-    if not is_constant(weights) or not _bias_known(node, 2):
-        maps.freeze_node(node, f"weights of {node.op} are not constant")
+    if not _has_weights(weights) or not _bias_known(node, 2):
+        maps.freeze_node(node, f"weights of {node.op} are not constant floats")
         return
     groups = int(node.attrs.get("group", 1))
     if groups > 1:
@@ -68,7 +69,7 @@ def gemm(node: Node, maps: AxisMaps) -> None:
     """alpha A B + beta C with constant B [K, N] (or [N, K]): reads A's axis 1, makes output axis 1."""
     weights = node.inputs[1]
     c_shape = _shape(node, 2)
-    if not is_constant(weights) or not _bias_known(node, 2) or node.attrs.get("transA", 0) or len(c_shape) > 2:
+    if not _has_weights(weights) or not _bias_known(node, 2) or node.attrs.get("transA", 0) or len(c_shape) > 2:
         maps.freeze_node(node, "Gemm without constant weights and bias is not followed")
         return
     transposed = bool(node.attrs.get("transB", 0))
@@ -101,7 +102,7 @@ def gemm(node: Node, maps: AxisMaps) -> None:
 def matmul(node: Node, maps: AxisMaps) -> None:
     """x [..., K] times constant [K, N]; two variables tie the axis they are summed over."""
     left, right = node.inputs
-    if is_constant(right) and len(right.shape) == 2 and maps.rank(left) is not None:
+    if _has_weights(right) and len(right.shape) == 2 and maps.rank(left) is not None:
         _matmul_weights(node, maps)
     elif is_constant(left) or is_constant(right):
         maps.freeze_node(node, "MatMul with these constant operands is not followed")
@@ -166,8 +167,9 @@ def batch_normalization(node: Node, maps: AxisMaps) -> None:
     if axis is None:
         return
     stored = node.inputs[1:5]
+    per_channel = all(is_constant(tensor) and tensor.shape == (len(axis),) for tensor in stored)
     inference = not node.attrs.get("training_mode", 0) and sum(not t.is_empty() for t in node.outputs) == 1
-    if not inference or not all(is_constant(tensor) for tensor in stored) or len(maps.of(node.inputs[0])) > 1:
+    if not inference or not per_channel or len(maps.of(node.inputs[0])) > 1:
         maps.freeze_node(node, "BatchNormalization in training mode or without constant parameters")
         return
     scale, shift, mean, variance = (np.asarray(tensor.values, np.float64) for tensor in stored)
@@ -190,9 +192,9 @@ def recurrent(node: Node, maps: AxisMaps) -> None:
     weights = node.inputs[1]
     for index, tensor in enumerate(node.inputs):
         for number, axis in maps.of(tensor).items():
-            if index != 0 or number != 2 or not is_constant(weights):
+            if index != 0 or number != 2 or not _has_weights(weights):
                 maps.freeze_axis(axis, label(node), f"{node.op} needs all of it")
-    if read is None or not is_constant(weights):
+    if read is None or not _has_weights(weights):
         return
     spread: Callable[[Array], Array] = lambda w: w.reshape(1, -1, w.shape[2], 1)  # noqa: E731
     maps.readers.append(Reader(node, 1, read, 1, spread, lambda new, old: new.reshape(old.shape), None))
@@ -211,7 +213,7 @@ def _depthwise(node: Node, maps: AxisMaps, read: Axis | None, groups: int, multi
     padded = any(node.attrs.get("pads", [])) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
     rows = np.concatenate([weights * repeated.scale[:, None], bias[:, None]], axis=1)
     rows[repeated.zero, :-1] = 0
-    classes, scale = proportional_rows(rows)
+    classes, scale = proportional_rows(rows, _epsilon(node))
     signal = maps.signals.classes(repeated.signal, classes)
     silent = (rows[:, :-1] == 0).all(axis=1)
     constant = silent | (repeated.constant & (not padded))
@@ -259,12 +261,17 @@ def _produce(node: Node, maps: AxisMaps, weights: Array, read: Axis | None, bias
     taps = np.asarray(weights, np.float64)
     varying = (taps * live[:, None, :, None]).reshape(rows.shape)
     value = bias + np.einsum("grik,gi->gr", taps, added).reshape(-1)
-    classes, scale = proportional_rows(np.concatenate([rows, bias[:, None]], axis=1))
+    classes, scale = proportional_rows(np.concatenate([rows, bias[:, None]], axis=1), _epsilon(node))
     signal = maps.signals.classes(classes, keyed)
     constant = (varying == 0).all(axis=1)
     # weights of rank 2 are matrices: their products take any width equally well
     blocked = node.inputs[1].data.shape[2:] != ()
     return maps.produce(node, np.where(constant, ONES, signal), np.where(constant, value, scale), blocked)
+
+
+def _epsilon(node: Node) -> float:
+    """Relative rounding of the type the node's weights are stored in."""
+    return float(ml_dtypes.finfo(node.inputs[1].dtype).eps)
 
 
 def _forget(axis: Axis, maps: AxisMaps) -> Axis:
@@ -281,6 +288,11 @@ def _shape(node: Node, index: int) -> tuple[int, ...]:
     if index >= len(node.inputs) or node.inputs[index].is_empty():
         return ()
     return tuple(node.inputs[index].shape)
+
+
+def _has_weights(tensor: Any) -> bool:
+    """A constant of floats: sums of integers take no factors."""
+    return is_constant(tensor) and (tensor.dtype.kind == "f" or tensor.dtype.name == "bfloat16")
 
 
 def _bias_known(node: Node, index: int) -> bool:

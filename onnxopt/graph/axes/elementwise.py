@@ -31,8 +31,8 @@ def elementwise(node: Node, maps: AxisMaps) -> None:
     """Ties the inputs' channels position by position; a constant operand is cut along."""
     if not maps.tracks(node):
         return
-    if node.op == "Dropout" and len(node.inputs) > 2:
-        maps.freeze_node(node, "Dropout that may be in training mode")
+    if node.op == "Dropout" and (len(node.inputs) > 2 or maps.second_output(node)):
+        maps.freeze_node(node, "Dropout whose mask is read or that may be in training mode")
         return
     data = [(index, tensor) for index, tensor in enumerate(node.inputs) if not tensor.is_empty()]
     ranks = [maps.rank(tensor) for _, tensor in data]
@@ -175,8 +175,8 @@ def _inputs(
         if index in tracked or index in constants:
             axis = operands[index]
             inputs[index] = np.where(axis.constant, axis.scale, 0).astype(dtype)
-        elif is_constant(tensor) and tensor.data.size == 1:
-            inputs[index] = tensor.values.reshape(())
+        elif is_constant(tensor) and tensor.data.size and operands[index].constant.all():
+            inputs[index] = tensor.values.reshape(-1)[0]
         else:
             inputs[index] = np.zeros((), dtype)
     return inputs

@@ -86,7 +86,7 @@ def split(node: Node, maps: AxisMaps) -> None:
     others = {axis: found for axis, found in maps.of(data).items() if axis != along}
     if along not in maps.of(data):
         for tensor in node.outputs:
-            maps.set(tensor, others)
+            maps.set(tensor, {axis: maps.linear(found, True) for axis, found in others.items()})
         return
     read = maps.of(data)[along]
     sizes = _split_sizes(node, len(read))
@@ -96,7 +96,7 @@ def split(node: Node, maps: AxisMaps) -> None:
     bounds = np.cumsum([0, *sizes])
     pieces = [read.take(slice(a, b)) for a, b in itertools.pairwise(bounds)]
     for tensor, piece in zip(node.outputs, pieces, strict=True):
-        maps.set(tensor, {**others, along: piece})
+        maps.set(tensor, {**{axis: maps.linear(found, True) for axis, found in others.items()}, along: piece})
 
     def rewrite(keep: Keep) -> None:
         _set_numbers(node, maps, "split", 1, [int(keep(piece.channels).sum()) for piece in pieces], 13)
@@ -185,7 +185,7 @@ def transpose(node: Node, maps: AxisMaps) -> None:
         maps.freeze_node(node, "rank of the input of Transpose is unknown")
         return
     order = [int(axis) for axis in perm] if perm is not None else list(range(rank or 0))[::-1]
-    maps.set(node.outputs[0], {order.index(axis): found for axis, found in axes.items()})
+    maps.set(node.outputs[0], {order.index(axis): maps.linear(found, True) for axis, found in axes.items()})
 
 
 @register("Squeeze", "Unsqueeze")
@@ -202,7 +202,7 @@ def squeeze(node: Node, maps: AxisMaps) -> None:
     if node.op == "Unsqueeze":
         inserted = {int(axis) % (rank + len(given or [])) for axis in given or []}
         places = [axis for axis in range(rank + len(inserted)) if axis not in inserted]
-        maps.set(node.outputs[0], {places[axis]: found for axis, found in axes.items()})
+        maps.set(node.outputs[0], {places[axis]: maps.linear(found, True) for axis, found in axes.items()})
         return
     shape = node.inputs[0].shape
     if given is None and any(not isinstance(dim, int) for dim in shape):
@@ -213,7 +213,10 @@ def squeeze(node: Node, maps: AxisMaps) -> None:
         maps.freeze_node(node, "Squeeze removes it")
         return
     places = [axis for axis in range(rank) if axis not in gone]
-    maps.set(node.outputs[0], {places.index(axis): found for axis, found in axes.items()})
+    maps.set(node.outputs[0], {places.index(axis): maps.linear(found, True) for axis, found in axes.items()})
+    if given is None:
+        # written out, or an axis cut to length 1 would be squeezed too
+        maps.on_cut(lambda _keep: _set_numbers(node, maps, "axes", 1, sorted(gone), 13))
 
 
 @register("Gather")
@@ -239,7 +242,7 @@ def gather(node: Node, maps: AxisMaps) -> None:
         return
     along %= rank
     extra = len(indices.shape) - 1
-    result = {(a if a < along else a + extra): found for a, found in axes.items() if a != along}
+    result = {(a if a < along else a + extra): maps.linear(found, True) for a, found in axes.items() if a != along}
     read = axes.get(along)
     if read is not None and (extra > 0 or picked is None):
         maps.freeze_axis(read, label(node), "Gather with indices of this rank is not followed")

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import AttributeProto
 
 from onnxopt.graph.axes.axis import ONES, Axis, Channels, Floats, Ints, Mask, Signals
-from onnxopt.graph.edit import label
+from onnxopt.graph.edit import is_output, label
 from onnxopt.model import Constant, Graph, Model, Node
 
 Array = NDArray[Any]
@@ -134,6 +135,9 @@ class AxisMaps:
             if rule is None:
                 self.freeze_node(node, f"no axis rule for {node.op}")
                 continue
+            if any(isinstance(value, AttributeProto) for value in node.attrs.values()):
+                self.freeze_node(node, f"an attribute of {node.op} is set by the function's caller")
+                continue
             marks = len(self.readers), len(self.products), len(self.frozen), len(self._settled)
             rule(node, self)
             self._freeze_forgotten(node, marks)
@@ -162,6 +166,10 @@ class AxisMaps:
     def rank(self, tensor: Any) -> int | None:
         """Number of axes, None when unknown."""
         return None if tensor.shape is None else len(tensor.shape)
+
+    def second_output(self, node: Node) -> bool:
+        """Whether anything but the first output is read."""
+        return any(tensor.outputs or is_output(tensor, self.model) for tensor in node.outputs[1:])
 
     def tracks(self, node: Node) -> bool:
         """Whether any input has a tracked axis."""

@@ -14,6 +14,9 @@ from onnxopt.model import Node
 def max_pool(node: Node, maps: AxisMaps) -> None:
     """Keeps constants (padding is minus infinity) and positive factors."""
     axes = maps.of(node.inputs[0])
+    if axes and maps.second_output(node):
+        maps.freeze_node(node, f"the indices of {node.op} count over all channels")
+        return
     maps.set(node.outputs[0], {axis: maps.positive(found) for axis, found in _only(axes, maps, node).items()})
 
 
@@ -54,7 +57,8 @@ def resize(node: Node, maps: AxisMaps) -> None:
         if scales[axis] != 1:
             maps.freeze_axis(found, label(node), f"{node.op} interpolates along it")
         else:
-            result[axis] = maps.linear(found, plain)
+            # outside the region that mode fills in a value of its own, which a zero channel takes too
+            result[axis] = maps.linear(found, True) if plain else maps.arbitrary(found)
     maps.set(node.outputs[0], result)
 
 

@@ -46,7 +46,7 @@ def reshape(node: Node, maps: AxisMaps) -> None:
     maps.freeze(target, label(node), "it is used as a shape")
     if not maps.of(data):
         return
-    entries = _entries(target)
+    entries = _entries(node)
     out_shape = node.outputs[0].shape
     if entries is None or data.shape is None or out_shape is None or len(entries) != len(out_shape):
         maps.freeze_node(node, "target of Reshape is not known before the run")
@@ -57,6 +57,10 @@ def reshape(node: Node, maps: AxisMaps) -> None:
     if segments is None:
         maps.freeze_node(node, "its axes and the target's can't be matched")
         return
+    for axis, entry in enumerate(entries):
+        copies = entry.value == 0 and not node.attrs.get("allowzero", 0) and axis in maps.of(data)
+        if copies and Segment((axis,), (axis,)) not in segments:
+            maps.freeze_axis(maps.of(data)[axis], label(node), "its length is copied to another axis")
     result = _follow(node, maps, segments)
     for axis, found in result.items():
         maps.on_cut(lambda keep, axis=axis, found=found: _retarget(entries, axis, found, keep))  # type: ignore[misc]
@@ -72,11 +76,11 @@ class _Entry:
     place: int = 0
 
 
-def _entries(target: Any) -> list[_Entry] | None:
+def _entries(node: Node) -> list[_Entry] | None:
     """The dims of a target shape that is a constant or a Concat of constants and computed dims."""
+    target = node.inputs[1]
     if is_constant(target):
-        readers = [(node, at) for node in target.outputs for at, each in enumerate(node.inputs) if each is target]
-        return [_Entry(int(v), *readers[0], place) for place, v in enumerate(target.values.reshape(-1))]
+        return [_Entry(int(v), node, 1, place) for place, v in enumerate(target.values.reshape(-1))]
     if len(target.inputs) != 1 or target.inputs[0].op != "Concat" or len(target.outputs) != 1:
         return None
     entries: list[_Entry] = []
@@ -191,7 +195,7 @@ def _follow(node: Node, maps: AxisMaps, segments: list[Segment]) -> dict[int, Ax
             continue
         axis = maps.of(data)[tracked[0]]
         if len(segment.before) == 1 and len(segment.after) == 1:
-            result[segment.after[0]] = axis
+            result[segment.after[0]] = maps.linear(axis, True)
             continue
         out_lengths = _out_lengths(node, segment, int(np.prod(lengths, dtype=np.int64)))
         if out_lengths is None:
@@ -206,7 +210,7 @@ def _follow(node: Node, maps: AxisMaps, segments: list[Segment]) -> dict[int, Ax
 def _out_lengths(node: Node, segment: Segment, size: int) -> list[int] | None:
     if len(segment.after) == 1:
         return [size]
-    entries = _entries(node.inputs[1]) or []
+    entries = _entries(node) or []
     shape = node.outputs[0].shape
     lengths = [_target_length(entries[axis], axis, node, shape[axis]) for axis in segment.after]
     unknown = [place for place, length in enumerate(lengths) if not isinstance(length, int)]
