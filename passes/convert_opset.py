@@ -34,6 +34,9 @@ _DEFAULT = ("", "ai.onnx")
 OLDEST, NEWEST = 7, 23
 # From here on onnxruntime's AveragePool is another kernel, which adds in another order.
 _OTHER_KERNELS = 19
+# From here on a Reshape can be told that a 0 in its target means a length of 0, not one to copy.
+_ALLOWZERO = 14
+_NORMALIZATIONS = ("Hardmax", "LogSoftmax", "Softmax")
 
 
 @dataclass(frozen=True)
@@ -51,17 +54,43 @@ class ConvertOpset(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         """Raise the main graph with its bodies, then each function. Raises PassError naming what can't be raised."""
         model.normalize()
-        raiser = _Raiser(model, self.opset)
         before = model.opset
-        if "" in model.opset_imports and before < self.opset:
+        target = _ALLOWZERO if self.opset < _ALLOWZERO and _restores_shapes(model) else self.opset
+        raiser = _Raiser(model, target)
+        if "" in model.opset_imports and before < target:
             for body in [body for body in model.bodies() if body.function is None]:
                 raiser.body(body, before)
-            model.opset = self.opset
-            raiser.changes.append(Change("raised", "opset", f"{before} -> {self.opset}"))
+            model.opset = target
+            raiser.changes.append(Change("raised", "opset", f"{before} -> {target}"))
             _raise_ir_version(model)
         for function in model.functions:
             raiser.function(function)
         return PassResult(raiser.changes)
+
+
+def _restores_shapes(model: Model) -> bool:
+    """Whether a normalization from before opset 13 will need the shape of a tensor back that may have no elements."""
+    facts: dict[int, Fact] | None = None
+    for body in model.bodies():
+        version = (body.function and _version(body.function)) or model.opset
+        for node in body.nodes:
+            if version < 13 and node.kind[0] == "" and node.op in _NORMALIZATIONS:
+                facts = known(model) if facts is None else facts
+                shape = facts.get(id(node.inputs[0]), Fact()).shape
+                never_empty = shape is not None and all(isinstance(dim, int) and dim > 0 for dim in shape)
+                if not never_empty and not _over_one_axis(node, shape):
+                    return True
+    return False
+
+
+def _over_one_axis(node: Node, shape: tuple[Any, ...] | None) -> bool:
+    """Whether all axes from `axis` on, of which the old rule speaks, are that one and axes of length 1."""
+    axis = int(node.attrs.get("axis", 1))
+    return axis == -1 or (shape is not None and all(dim == 1 for dim in shape[axis % max(len(shape), 1) + 1 :]))
+
+
+def _version(function: Function) -> int | None:
+    return next((int(e.version) for e in function.import_domains or [] if e.domain in _DEFAULT), None)
 
 
 def _raise_ir_version(model: Model) -> None:
@@ -87,7 +116,7 @@ class _Raiser:
     def function(self, function: Function) -> None:
         """Raise a function by its own import of the default operator set."""
         imports = function.import_domains or []
-        version = next((int(entry.version) for entry in imports if entry.domain in _DEFAULT), None)
+        version = _version(function)
         if version is None or version >= self.target:
             return
         for body in [body for body in self.model.bodies() if body.function is function]:
@@ -257,9 +286,7 @@ def _normalization_13(site: _Site) -> None:
     """Softmax, LogSoftmax, Hardmax: over all axes from `axis` on before, over `axis` alone after."""
     node, body = site.node, site.body
     axis = int(node.attrs.get("axis", 1))
-    shape = site.fact(node.inputs[0]).shape
-    last = shape is not None and all(dim == 1 for dim in shape[axis % max(len(shape), 1) + 1 :])
-    if axis == -1 or last:
+    if _over_one_axis(node, site.fact(node.inputs[0]).shape):
         node.attrs["axis"] = axis
         return
     names, x, y = site.raiser.names, node.inputs[0], node.outputs[0]
@@ -268,7 +295,8 @@ def _normalization_13(site: _Site) -> None:
     flatten = Node("Flatten", names.node(f"{label(node)}_flatten"), {"axis": axis}, inputs=[x], outputs=[flat])
     node.inputs, node.outputs = [flat], [done]
     node.attrs["axis"] = -1
-    reshape = Node("Reshape", names.node(f"{label(node)}_reshape"), inputs=[done, dims], outputs=[y])
+    zeros = {"allowzero": 1} if site.raiser.target >= _ALLOWZERO else {}
+    reshape = Node("Reshape", names.node(f"{label(node)}_reshape"), zeros, inputs=[done, dims], outputs=[y])
     at = next(index for index, other in enumerate(body.nodes) if other is node)
     body.nodes[at : at + 1] = [measure, flatten, node, reshape]
 
@@ -326,7 +354,7 @@ _RULES: dict[tuple[str, int], Callable[[_Site], None]] = {
     ("Resize", 11): _resize_11,
     ("Scatter", 11): _scatter_11,
     ("Dropout", 12): _dropout_12,
-    **{(op, 13): _normalization_13 for op in ("Hardmax", "LogSoftmax", "Softmax")},
+    **{(op, 13): _normalization_13 for op in _NORMALIZATIONS},
     **{(op, 13): _axes_to_input for op in ("ReduceSum", "Squeeze", "Unsqueeze")},
     ("Split", 13): _split_13,
     ("BatchNormalization", 14): _batch_normalization_14,

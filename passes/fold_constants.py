@@ -188,12 +188,16 @@ class _Folder:
         return stored_nbytes(fact.dtype, int(np.prod([int(dim or 0) for dim in fact.shape], dtype=np.float64)))
 
     def _may_divide_by_zero(self, node: Node) -> bool:
-        """Integer division by zero can end the process, and a branch that is never taken may well contain one."""
+        """Integer division can end the process, and a branch that is never taken may well contain one that does.
+
+        By zero it does, and so does the smallest integer divided by -1, whose result there is no integer for.
+        """
         if node.op not in ("Div", "Mod"):
             return False
         divisor = node.inputs[1]
         if isinstance(divisor, Constant):
-            return divisor.dtype.kind in "iu" and not bool(np.all(divisor.values))
+            fatal = (divisor.values == 0) | ((divisor.values == -1) if divisor.dtype.kind == "i" else False)
+            return divisor.dtype.kind in "iu" and bool(np.any(fatal))
         dtype = self.facts.get(id(divisor), Fact()).dtype
         return dtype is None or dtype.kind in "iu"  # the next round knows its values
 

@@ -72,6 +72,8 @@ def _reason_to_stay(pad: Node, body: Graph, outputs: set[int]) -> str | None:
     for conv in pad.outputs[0].outputs:
         if conv.kind != ("", "Conv") or id(conv) not in members or conv.inputs[0] is not pad.outputs[0]:
             return f"{conv.op} {label(conv)} reads it, which has no pads of its own"
+        if any(tensor is pad.outputs[0] for tensor in conv.inputs[1:]):
+            return f"Conv {label(conv)} reads it as weights too"
         if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
             return f"Conv {label(conv)} chooses its own pads ({conv.attrs['auto_pad']})"
         if not isinstance(conv.attrs.get("pads", []), list):

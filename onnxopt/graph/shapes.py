@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, ValueInfoProto, helper, shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, TypeProto, ValueInfoProto, helper, shape_inference
 
 from onnxopt.model import Graph, Model
 from onnxopt.model.importer import describe
@@ -55,13 +55,24 @@ def known(model: Model) -> dict[int, Fact]:
 def _forget(graph: GraphProto, main: bool) -> None:
     """Drop all descriptions but the main graph's inputs; element types stay."""
     graph.ClearField("value_info")
-    for info in (*graph.output, *(() if main else graph.input)):
-        if info.type.WhichOneof("value") == "tensor_type":
-            info.type.tensor_type.ClearField("shape")
+    for info in graph.output:
+        _forget_shape(info.type)
+    for info in graph.input:
+        # the runtime checks the dims of the main graph's tensors, but not those of a sequence's elements
+        if not main or info.type.WhichOneof("value") != "tensor_type":
+            _forget_shape(info.type)
     for node in graph.node:
         for attribute in node.attribute:
             for body in _bodies(attribute):
                 _forget(body, main=False)
+
+
+def _forget_shape(kind: TypeProto) -> None:
+    which = kind.WhichOneof("value")
+    if which in ("tensor_type", "sparse_tensor_type"):
+        getattr(kind, which).ClearField("shape")
+    elif which in ("sequence_type", "optional_type"):
+        _forget_shape(getattr(kind, which).elem_type)
 
 
 # Operators whose output has as many axes as their shape input, at this position, has elements.

@@ -251,3 +251,14 @@ def test_options_and_effect() -> None:
     assert ConvertOpset(opset=21).effect is Effect.ROUNDING
     with pytest.raises(UsageError):
         ConvertOpset(opset=NEWEST + 1)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("shape", [(2, 3, 0), (2, 0, 4, 2), (2, 3, 2)])
+def test_a_normalization_over_several_axes_takes_tensors_without_elements(op: str, shape: tuple[int, ...]) -> None:
+    dims = ",".join(f"d{index}" for index in range(len(shape)))
+    source = proto(f"g (float[{dims}] x) => (float[{dims}] y) {{ y = {op} <axis = 1> (x) }}", opset=11)
+    target = load(source)
+    apply(ConvertOpset(), target)
+    feeds = {"x": np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
+    assert_equal(run(source, feeds), run(target, feeds))

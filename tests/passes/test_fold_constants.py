@@ -380,3 +380,31 @@ def test_nodes_of_one_name_in_two_bodies_are_folded_together() -> None:
     result = apply(FoldConstants(), target)
     assert [change.kind for change in result.changes].count("folded") == 2
     assert not result.skipped
+
+
+def test_a_division_that_would_end_the_process_stays() -> None:
+    smallest = np.array([np.iinfo(np.int64).min])
+    source = with_weights(
+        proto("g (int64[1] x) => (int64[1] y) { d = Div(a, b) y = Add(x, d) }"), a=smallest, b=np.array([-1])
+    )
+    target = load(source)
+    result = apply(FoldConstants(), target)
+    assert not result.changes
+    assert "may divide" in result.skipped[0].reason
+
+
+def test_dims_declared_for_the_elements_of_a_sequence_are_no_facts() -> None:
+    kind = helper.make_sequence_type_proto(helper.make_tensor_type_proto(TensorProto.FLOAT, [2, 3]))
+    nodes = [
+        helper.make_node("SequenceAt", ["s", "zero"], ["e"]),
+        helper.make_node("Shape", ["e"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_value_info("s", kind)],
+        [helper.make_tensor_value_info("y", TensorProto.INT64, [2])],
+        [numpy_helper.from_array(np.array(0), "zero")],
+    )
+    target = load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8))
+    assert not apply(FoldConstants(), target).changes

@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from onnxopt.model import load
 from onnxopt.passes.fuse_pad import FusePad
-from tests.helpers import apply, assert_close, operators, proto, random_feeds, reference, run, with_weights
+from tests.helpers import apply, assert_close, model, operators, proto, random_feeds, reference, run, with_weights
 
 ONE_AROUND = "<int64[8] p = {0, 0, 1, 1, 0, 0, 1, 1}>"
 SHAPES = "g (float[1,4,6,7] x) => (float[1,8,H,W] y)"
@@ -82,3 +82,12 @@ def test_one_pad_of_two_convs_goes_when_both_take_it() -> None:
 def test_a_pad_that_is_an_output_stays() -> None:
     text = f"{SHAPES[:-1]}, float[1,4,H,W] t) {ONE_AROUND} {{ t = Pad(x, p) y = Conv(t, w) }}"
     assert "output" in apply(FusePad(), load(build(text))).skipped[0].reason
+
+
+def test_a_conv_that_reads_the_padded_tensor_as_weights_too_keeps_its_pad() -> None:
+    target = model(
+        "g (float[1,1,2,2] x) => (float[a,b,c,d] y) <int64[8] p = {0,0,1,1,0,0,1,1}> { t = Pad(x, p) y = Conv(t, t) }"
+    )
+    result = apply(FusePad(), target)
+    assert not result.changes
+    assert "weights too" in result.skipped[0].reason
