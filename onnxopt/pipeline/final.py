@@ -15,6 +15,7 @@ from onnxopt.runtime import Session
 from onnxopt.runtime.latency import Latency, measure
 from onnxopt.verification import (
     Budget,
+    Comparison,
     Measured,
     MetricChange,
     RecordedOutputs,
@@ -108,6 +109,7 @@ def conclude(
             "add --no-verify to accept the result unproven",
         )
     metrics = _metrics(demands, reference, candidate)
+    _check_anything_compared(comparison)
     latency = _latency(pair, feeds, settings, progress)
     verdicts = judge(demands.budgets, Measured(comparison, metrics, pair.sizes, latency))
     failures = holds(comparison, rule, compute_dtype=compute_dtype, noise=noise)
@@ -130,6 +132,16 @@ def conclude(
         problems=(*(failure.reason for failure in failures), *broken),
         warnings=told,
     )
+
+
+def _check_anything_compared(comparison: Comparison) -> None:
+    """Raise NothingCompared where not one finite number or discrete element of the original stood to be compared."""
+    compared = sum(output.elements - output.nonfinite_reference for output in comparison.outputs.values())
+    if compared == 0 and not comparison.missing:
+        raise NothingCompared(
+            "not one number was compared: the original's outputs are empty, NaN or infinite on all feeds",
+            "give feeds the model answers to, or add --no-verify to accept the result unproven",
+        )
 
 
 def judge_sizes(sizes: tuple[int, int], demands: Demands) -> Findings:
