@@ -84,7 +84,7 @@ class Exporter:
                 sparse = proto.sparse_initializer.add()
                 sparse.CopyFrom(constant.data.sparse)
                 _set_text(sparse.values, "name", constant.name)
-            elif kind != "node":
+            elif kind != "node" and not self._needs_node(graph, constant):
                 at = origin.position if origin is not None and kind == "initializer" else last
                 dense.append((at, constant.name, constant.data))
         for _, name, data in sorted(dense, key=lambda entry: entry[0]):
@@ -123,11 +123,7 @@ class Exporter:
 
     def _nodes(self, graph: Graph, out: Any) -> None:
         """Nodes in list order; each Constant node at its old place, or earlier where a consumer stands before it."""
-        pending = sorted(
-            (c for c in graph.initializers if c.origin is not None and c.origin.kind == "node"), key=_position
-        )
-        if graph.is_function:
-            pending += [c for c in graph.initializers if c.origin is None or c.origin.kind != "node"]
+        pending = sorted((c for c in graph.initializers if self._needs_node(graph, c)), key=_position)
         places = [_position(constant) for constant in pending]
         written: set[int] = set()
 
@@ -136,7 +132,8 @@ class Exporter:
                 written.add(id(constant))
                 out.append(self._constant_node(constant))
 
-        waiting = {id(constant) for constant in pending}
+        fixed = graph.unsorted_constants
+        waiting = {id(constant) for constant in pending if not (fixed and constant.origin is not None)}
         done = 0
         for node in graph.nodes:
             position = getattr(node, "position", None)
@@ -145,12 +142,20 @@ class Exporter:
                 for constant in pending[done:until]:
                     write(constant)
                 done = max(done, until)
-            if waiting and not graph.unsorted_constants:
+            if waiting:
                 for constant in constants_used(node, waiting):
                     write(constant)
             out.append(self.node(node))
         for constant in pending:
             write(constant)
+
+    def _needs_node(self, graph: Graph, constant: Constant) -> bool:
+        """Whether a constant is written as a Constant node: it was one, or the body can hold no new initializer."""
+        origin = constant.origin
+        if graph.is_function or (origin is not None and origin.kind == "node"):
+            return True
+        # before IR 4 an initializer must be an input, and those of inner bodies are not ours to extend
+        return origin is None and self.ir_version < 4 and graph.parent is not None
 
     def _constant_node(self, constant: Constant) -> NodeProto:
         proto = NodeProto()

@@ -10,9 +10,9 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from onnxopt.graph import remove_dead, sort_model
-from onnxopt.model import Graph, Model, Node, Variable, exporter, load
+from onnxopt.model import Constant, Graph, Model, Node, Variable, exporter, load
 from tests.conformance.corpus import cases
-from tests.helpers import model, proto
+from tests.helpers import model, proto, run
 
 ROOT = Path(__file__).parents[2]
 
@@ -262,3 +262,21 @@ def test_strings_need_not_be_utf_8() -> None:
     assert constant.values.tolist() == [b"\xff\xfe", "a"]
     constant.values = constant.values[::-1].copy()
     assert list(target.to_proto().graph.initializer[0].string_data) == [b"a", b"\xff\xfe"]
+
+
+def test_bodies_of_files_before_ir_4_get_new_constants_as_nodes() -> None:
+    """Their initializers would have to be inputs, and a body's inputs are counted."""
+    source = proto(
+        """g (bool c, float[2] x) => (float[2] y) {
+            y = If(c) < then_branch = t () => (float[2] p) { p = Neg(x) },
+                        else_branch = e () => (float[2] q) { q = Abs(x) } >
+        }""",
+        11,
+        3,
+    )
+    target = load(source)
+    _, then, _ = target.bodies()
+    then.nodes[0].op = "Add"
+    then.nodes[0].inputs.append(Constant("one", np.ones(2, np.float32)))
+    found = run(target, {"c": np.array(True), "x": np.zeros(2, np.float32)})
+    assert found["y"].tolist() == [1, 1]
