@@ -8,7 +8,8 @@ into four vectors that leave through added outputs of the body:
     Loop    loop-carried state, combined in every iteration by Min, Max, Add, Add
     Scan    the same, as state variables
 
-The vectors of a nested body are part of its parent's.
+The vectors of a nested body are part of its parent's. Bodies of other nodes (SequenceMap) and of local functions offer
+no such way out; their tensors are not measured.
 """
 
 from __future__ import annotations
@@ -43,14 +44,22 @@ FIGURES = (
 Bundle = tuple[Variable, ...]
 
 
+# The nodes whose bodies let further outputs out.
+_OPEN = frozenset({("", "If"), ("", "Loop"), ("", "Scan")})
+
+
 @dataclass
 class Probe:
-    """The instrumented outputs: names per figure and, in the same order, the tensors they measure."""
+    """The instrumented outputs: names per figure and, in the same order, the tensors they measure.
+
+    closed: (tensor, why it is not measured).
+    """
 
     scalars: list[tuple[str, str, str, str]] = field(default_factory=list)
     measured: list[Variable] = field(default_factory=list)
     vectors: list[tuple[tuple[str, str, str, str], list[Variable]]] = field(default_factory=list)
     means: list[tuple[str, Variable]] = field(default_factory=list)
+    closed: list[tuple[Variable, str]] = field(default_factory=list)
 
 
 class Instrument:
@@ -64,8 +73,21 @@ class Instrument:
         self.wanted = wanted
         self.names = Names(model)
         self.probe = Probe()
-        self.homes = _homes(model, wanted)
+        self.homes = self._homes()
         self._measure_main_graph(means)
+
+    def _homes(self) -> dict[Graph, list[Variable]]:
+        """The body in which each wanted tensor is produced, or is an input; those of closed bodies go to the probe."""
+        homes: dict[Graph, list[Variable]] = {}
+        for body in self.model.bodies():
+            owned = [*body.inputs, *(output for node in body.nodes for output in node.outputs)]
+            found = [tensor for tensor in owned if tensor in self.wanted]
+            reason = _closed(body) if found else None
+            if reason is not None:
+                self.probe.closed += [(self.wanted[tensor], reason) for tensor in found]
+            elif found:
+                homes[body] = found
+        return homes
 
     def _measure_main_graph(self, means: dict[Variable, tuple[Variable, int]]) -> None:
         body = self.model.graph
@@ -128,9 +150,9 @@ class Instrument:
 
     def _leave(self, node: Node, tensors: list[Variable]) -> Bundle | None:
         """Bring the statistics of the bodies in `node` out of it; appends what they measure to `tensors`."""
-        bodies = list(node.graphs())
-        if not bodies:
+        if node.kind not in _OPEN:
             return None
+        bodies = list(node.graphs())
         inside: list[tuple[Graph, Bundle | None, int]] = []
         for body in bodies:
             before = len(tensors)
@@ -211,14 +233,13 @@ def _four(bundle: Bundle) -> tuple[str, str, str, str]:
     return low.name, high.name, absolutes.name, count.name
 
 
-def _homes(model: Model, wanted: dict[Variable, Variable]) -> dict[Graph, list[Variable]]:
-    """The body in which each wanted tensor is produced, or is an input."""
-    homes: dict[Graph, list[Variable]] = {}
-    for body in model.bodies():
-        if body.function is not None:
-            continue
-        owned = [*body.inputs, *(output for node in body.nodes for output in node.outputs)]
-        found = [tensor for tensor in owned if tensor in wanted]
-        if found:
-            homes[body] = found
-    return homes
+def _closed(body: Graph) -> str | None:
+    """Why nothing in `body` can be measured; None where it can."""
+    if body.function is not None:
+        return "is in a local function"
+    inner = body
+    while inner.owner is not None and inner.parent is not None:
+        if inner.owner.kind not in _OPEN:
+            return f"is in the body of a {inner.owner.op}, which is not measured"
+        inner = inner.parent
+    return None

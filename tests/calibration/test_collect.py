@@ -81,12 +81,52 @@ def test_empty_tensors_are_left_out() -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_nan_and_infinity_name_tensor_and_sample(bad: float, at: int) -> None:
+def test_nan_and_infinity_in_an_input_name_it_and_the_sample(bad: float, at: int) -> None:
     model = parse(CHAIN)
     row = np.ones((1, 3))
     row[0, at] = bad
-    with pytest.raises(FeedError, match=r"tensor 'x'.*sample 1"):
+    with pytest.raises(FeedError, match=r"input 'x'.*sample 1"):
         collect(model, Requests((tensor(model, "x"),)), samples(np.ones((1, 3)), row))
+
+
+@pytest.mark.parametrize(("bad", "what"), [(-1.0, "NaN"), (0.0, "infinities")])
+def test_tensors_that_are_not_finite_are_skipped_with_the_first_such_sample_named(bad: float, what: str) -> None:
+    model = parse("g (float[n, 3] x) => (float[n, 3] y) { a = Log(x)  b = Relu(x)  y = Exp(a) }")
+    a, b = tensor(model, "a"), tensor(model, "b")
+    row = np.array([[1, bad, 1]])
+    found = collect(model, Requests((a, b), ((a, -1), (b, -1))), samples(np.ones((1, 3)), row, row, np.ones((1, 3))))
+    assert found.skipped == [("a", f"holds {what} (sample 1)")]
+    assert found.reason(a) == f"holds {what} (sample 1)"
+    assert found.range(a) is None
+    assert found.channel_mean(a) is None
+    assert found.range(b) == Range(min(1.0, max(bad, 0.0)), 1.0, 12, 10 / 12)
+    assert found.reason(b) is None
+    assert found.channel_mean(b) is not None
+
+
+def test_infinities_of_both_signs_have_no_mean() -> None:
+    model = parse("g (float[n, 3] x) => (float[n, 3] y) { r = Neg(x)  z = Add(x, r)  a = Div(x, z)  y = Exp(a) }")
+    a = tensor(model, "a")
+    found = collect(model, Requests(channel_means=((a, -1),)), samples([[1, 1, 1]], [[-1, 1, 1]]))
+    assert found.channel_mean(a) is None
+
+
+MASKED = "g (float[n, 3] x, float[n, 3] mask) => (float[n, 3] y) { a = Add(x, mask)  b = Relu(x)  y = Exp(a) }"
+
+
+def test_a_mask_of_infinities_among_the_inputs_is_nothing_wrong() -> None:
+    model = parse(MASKED)
+    a, b = tensor(model, "a"), tensor(model, "b")
+    found = collect(model, Requests((a, b)), samples([[1, 2, 3]], mask=np.array([[0, 0, -np.inf]], np.float32)))
+    assert found.reason(a) == "holds infinities (sample 0)"
+    assert found.range(b) is not None
+
+
+def test_nan_behind_nan_of_an_input_is_blamed_on_the_input() -> None:
+    model = parse(MASKED)
+    feeds = samples([[1, 2, 3]], mask=np.array([[0, 0, np.nan]], np.float32))
+    with pytest.raises(FeedError, match=r"input 'mask' holds NaN for sample sample 0"):
+        collect(model, Requests((tensor(model, "a"),)), feeds)
 
 
 def test_huge_finite_values_are_no_error() -> None:
@@ -208,6 +248,44 @@ def test_branches_inside_loops(which: bool) -> None:
     assert (found.range(p) is not None, found.range(q) is not None) == (which, not which)
     if which:
         assert found.range(p) == Range(-8.0, -2.0, 4, 4.5)
+
+
+MAPPED = """
+g (float[3, 2] x, bool which) => (float[3, 2] y) {
+  a = Neg(x)
+  s = SplitToSequence<axis = 0, keepdims = 1>(a)
+  t = SequenceMap(s) <body = b (float[1, 2] e) => (float[1, 2] q) { p = Abs(e)  q = Neg(p) }>
+  y = ConcatFromSequence<axis = 0>(t)
+}
+"""
+
+
+def test_bodies_that_let_nothing_out_are_skipped() -> None:
+    model = parse(MAPPED.replace(", bool which", ""))
+    a, e, p = (tensor(model, name) for name in "aep")
+    found = collect(model, Requests((a, e, p)), samples([[1, 2], [3, 4], [5, 6]]))
+    assert found.range(a) == Range(-6.0, -1.0, 6, 3.5)
+    assert found.skipped == [(name, "is in the body of a SequenceMap, which is not measured") for name in "ep"]
+    assert found.range(p) is None
+    assert found.reason(p) == "is in the body of a SequenceMap, which is not measured"
+
+
+def test_branches_within_closed_bodies_are_skipped() -> None:
+    inner = """q = If (which) < then_branch = t () => (float[1, 2] tt) { tt = Neg(p) },
+        else_branch = e () => (float[1, 2] ee) { ee = Abs(p) }> }>"""
+    model = parse(MAPPED.replace("q = Neg(p) }>", inner))
+    tt = tensor(model, "tt")
+    found = collect(model, Requests((tt,)), samples(np.ones((3, 2)), which=np.array(True)))
+    assert found.skipped == [("tt", "is in the body of a SequenceMap, which is not measured")]
+
+
+def test_local_functions_are_skipped() -> None:
+    text = """g (float[2] x) => (float[2] y) { y = local.f(x) }
+    <domain: "local", opset_import: ["" : 17]> f (u) => (v) { w = Neg(u)  v = Abs(w) }"""
+    header = '<ir_version: 8, opset_import: ["" : 17, "local" : 1]>'
+    model = load(onnx.parser.parse_model(header + text))
+    found = collect(model, Requests((tensor(model, "w"),)), samples([1, 2]))
+    assert found.skipped == [("w", "is in a local function")]
 
 
 def test_names_of_the_model_are_not_taken() -> None:
