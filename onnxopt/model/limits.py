@@ -95,6 +95,8 @@ class _Root:
     """A graph or function: its own nodes, bodies within included, and how often it calls each function."""
 
     where: str
+    # whether its weights may lie in other files
+    external: bool
     nodes: int = 0
     calls: Counter[FunctionKey] = field(default_factory=Counter)
 
@@ -110,9 +112,9 @@ def check_limits(proto: ModelProto, limits: Limits) -> None:
     functions = {(_domain(item.domain), item.name, item.overload): item for item in proto.functions}
     roots: dict[Any, _Root] = {}
     total = 0
-    for key, body, where in _roots(proto):
-        root = roots[key] = _Root(where)
-        for inner, inside in _bodies(body, where, limits.depth):
+    for key, body, root in _roots(proto):
+        roots[key] = root
+        for inner, inside in _bodies(body, root.where, limits.depth):
             total += _check_body(inner, inside, root, functions, limits)
             _at_most(total, limits.total_bytes, "the model", "bytes of tensors")
     _check_nodes(roots, limits)
@@ -130,15 +132,16 @@ def _check_versions(proto: ModelProto) -> None:
         raise ModelError(f"the IR version {proto.ir_version} makes no sense", "export the model again")
 
 
-def _roots(proto: ModelProto) -> Iterator[tuple[Any, Any, str]]:
-    """(key, body, name) of the main graph, every function, and the graphs of training information."""
-    yield "graph", proto.graph, f"graph {proto.graph.name!r}"
+def _roots(proto: ModelProto) -> Iterator[tuple[Any, Any, _Root]]:
+    """(key, body, what is counted of it) of the main graph, every function, and the graphs of training information."""
+    yield "graph", proto.graph, _Root(f"graph {proto.graph.name!r}", external=True)
     for at, function in enumerate(proto.functions):
         key = (_domain(function.domain), function.name, function.overload)
-        yield key, function, f"function {function.name or at!r}"
+        yield key, function, _Root(f"function {function.name or at!r}", external=True)
     for at, training in enumerate(proto.training_info):
         for part in ("initialization", "algorithm"):
-            yield (at, part), getattr(training, part), f"the {part} of training_info"
+            # nothing reads training information, so nothing would look where its files lie
+            yield (at, part), getattr(training, part), _Root(f"the {part} of training_info", external=False)
 
 
 def _bodies(root: Any, where: str, deepest: int) -> Iterator[tuple[Any, str]]:
@@ -174,7 +177,7 @@ def _check_body(body: Any, where: str, root: _Root, functions: dict[FunctionKey,
     """Bytes of the tensors in one body, without the bodies within; counts its nodes in `root`."""
     total = 0
     for tensor in body.initializer if isinstance(body, GraphProto) else ():
-        total += _check_tensor(tensor, f"initializer {tensor.name!r} of {where}", limits, external=True)
+        total += _check_tensor(tensor, f"initializer {tensor.name!r} of {where}", limits, external=root.external)
     for sparse in body.sparse_initializer if isinstance(body, GraphProto) else ():
         total += _check_sparse(sparse, f"sparse initializer {sparse.values.name!r} of {where}", limits)
     for node in body.node:
@@ -185,7 +188,7 @@ def _check_body(body: Any, where: str, root: _Root, functions: dict[FunctionKey,
             root.nodes += 1
         for attribute in node.attribute:
             if _may_hold_tensors(attribute):
-                total += _check_attribute(node, attribute, where, limits)
+                total += _check_attribute(node, attribute, where, limits, external=root.external)
     return total
 
 
@@ -196,12 +199,12 @@ def _may_hold_tensors(attribute: AttributeProto) -> bool:
     )
 
 
-def _check_attribute(node: NodeProto, attribute: AttributeProto, where: str, limits: Limits) -> int:
+def _check_attribute(node: NodeProto, attribute: AttributeProto, where: str, limits: Limits, *, external: bool) -> int:
     name = f"attribute {attribute.name!r} of node {node.name or (node.output and node.output[0]) or node.op_type!r}"
     name = f"{name} in {where}"
     total = 0
     if attribute.HasField("t"):
-        readable = attribute.name == "value" and is_constant(node)
+        readable = external and attribute.name == "value" and is_constant(node)
         total += _check_tensor(attribute.t, name, limits, external=readable)
     if attribute.HasField("sparse_tensor"):
         total += _check_sparse(attribute.sparse_tensor, name, limits)

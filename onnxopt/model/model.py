@@ -308,6 +308,11 @@ def load(source: str | Path | ModelProto | Model, limits: LimitsLike = "default"
         return Model.from_proto(proto, path)
     except DecodeError as error:  # of a proto in memory that protobuf itself could not read back
         raise too_deep("the model") from error
+    except OSError as error:
+        raise ModelError(
+            f"{path}: its external data can't be read: {error.strerror}",
+            "put the file that holds it beside the model, readable",
+        ) from error
     except (LimitError, ModelError) as error:
         if path is None or str(path) in error.cause:
             raise

@@ -23,6 +23,8 @@ from onnxopt.runtime.storage import nbytes, save_values
 
 # weights are read, packed for the kernels and folded: this many copies of them may be held at once
 _COPIES = 5
+# virtual memory of one thread
+_STACK = 16 << 20
 # of a sample, since intermediate values are larger than inputs
 _SAMPLE_COPIES = 64
 _WEIGHT_BYTES_PER_SECOND = 20e6
@@ -48,7 +50,7 @@ class Probe:
         self._model, self._path = model, path
         self._child: subprocess.Popen[bytes] | None = None
         self._answers: queue.Queue[bytes] = queue.Queue()
-        self._left = 0.0
+        self._allowed = self._left = 0.0
         self._after = contextlib.ExitStack()
 
     @property
@@ -64,9 +66,9 @@ class Probe:
         self._folder = Path(self._after.enter_context(folder))
         try:
             held = self._model.nbytes()
-            self._left = self.limits.seconds + held / _WEIGHT_BYTES_PER_SECOND
+            self._allow(self.limits.seconds + held / _WEIGHT_BYTES_PER_SECOND)
             (self._folder / "skeleton").write_bytes(self._model.skeleton()[0].SerializeToString())
-            path = self._path.resolve() if self._path is not None else self._model.save(self._folder / "model.onnx")
+            path = self._path.absolute() if self._path is not None else self._model.save(self._folder / "model.onnx")
             self._start()
             memory = self.limits.memory_bytes
             self._ask(
@@ -76,7 +78,7 @@ class Probe:
                 threads=self.threads,
                 limits=asdict(self.limits),
                 held=held,
-                memory=None if memory is None else memory + _COPIES * held,
+                memory=None if memory is None else memory + _COPIES * held + _STACK * self.threads,
             )
         except BaseException:
             self.close()
@@ -114,8 +116,12 @@ class Probe:
             return
         save_values(self._folder / "in.npz", inputs)
         taken = sum(nbytes(value) for value in inputs.values())
-        self._left += taken / _SAMPLE_BYTES_PER_SECOND
+        self._allow(taken / _SAMPLE_BYTES_PER_SECOND)
         self._ask(do=do, sample=_SAMPLE_COPIES * taken)
+
+    def _allow(self, seconds: float) -> None:
+        self._allowed += seconds
+        self._left += seconds
 
     @staticmethod
     def _command(folder: Path) -> list[str]:
@@ -140,8 +146,8 @@ class Probe:
             line = b""
         except queue.Empty:
             raise LimitError(
-                f"{self.name}: onnxruntime did not load and run it within the time that the limits "
-                f"{self.limits.name!r} allow ({self._left:.0f} s left of it)",
+                f"{self.name}: onnxruntime did not load and run it within the {self._allowed:.0f} s that the limits "
+                f"{self.limits.name!r} allow",
                 "don't trust this model; if it is yours, use smaller inputs, or repeat with --limits off",
             ) from None
         self._left -= time.monotonic() - started
