@@ -2,8 +2,8 @@
 
     python -m tests.conformance [--every N] [--verbose] [PASS ...]
 
-Each model is taken as it is and with its inputs frozen into initializers. Prints a table of verdicts and every fault;
-the exit code is 1 if there is one.
+Each model is taken as it is and with its inputs frozen into initializers. Prints every fault and a table of verdicts;
+the exit code is 1 if there is a fault. docs/conformance.md explains the columns.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections import Counter
 
 from onnxopt.passbase import Pass, lookup
 from tests.conformance.corpus import Case, cases, frozen
-from tests.conformance.judge import Verdict, judge
+from tests.conformance.judge import Tally, Verdict, judge
 
 PASSES = (
     "dedup:min_bytes=0",
@@ -46,20 +46,24 @@ def main(arguments: list[str]) -> int:
     if len(columns) > 1:
         columns["all together"] = [make(text) for text in options.passes]
     counts: dict[str, Counter[Verdict]] = {name: Counter() for name in columns}
+    tally = Tally()
     for case in chosen:
         for variant in (case, frozen(case)):
             if variant is not None:
-                _judge(variant, columns, counts, options.verbose)
+                _judge(variant, columns, counts, tally, options.verbose)
     print(f"{len(chosen)} models, as they are and frozen")
+    print("rewritten models run: " + ", ".join(f"{count} by {name}" for name, count in tally.runs.items()))
     print(f"{'':24}" + "".join(f"{verdict.value:>11}" for verdict in Verdict))
     for name, counter in counts.items():
         print(f"{name:24}" + "".join(f"{counter[verdict]:11}" for verdict in Verdict))
     return int(any(counter[verdict] for counter in counts.values() for verdict in Verdict if verdict.is_fault))
 
 
-def _judge(case: Case, columns: dict[str, list[Pass]], counts: dict[str, Counter[Verdict]], verbose: bool) -> None:
+def _judge(
+    case: Case, columns: dict[str, list[Pass]], counts: dict[str, Counter[Verdict]], tally: Tally, verbose: bool
+) -> None:
     for name, passes in columns.items():
-        verdict, detail = judge(case, passes)
+        verdict, detail = judge(case, passes, tally)
         counts[name][verdict] += 1
         if verdict.is_fault or (verbose and verdict is Verdict.REFUSED):
             print(f"{verdict.value}: {case.name} after {name}: {detail}")

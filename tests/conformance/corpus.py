@@ -19,11 +19,12 @@ from tests.helpers import random_feeds
 
 @dataclass(frozen=True)
 class Case:
-    """A model and inputs by name; `inputs` is None where they can't be had."""
+    """A model and inputs by name; `inputs` is None where they can't be had, `golden` (outputs in order) likewise."""
 
     name: str
     model: ModelProto
     inputs: dict[str, Any] | None
+    golden: tuple[Any, ...] | None = None
 
 
 @cache
@@ -49,7 +50,7 @@ def frozen(case: Case) -> Case | None:
     for name, value in case.inputs.items():
         if name not in given:
             model.graph.initializer.append(numpy_helper.from_array(np.asarray(value), name))
-    return Case(f"{case.name} (frozen)", model, {})
+    return Case(f"{case.name} (frozen)", model, {}, case.golden)
 
 
 def _generated() -> Iterator[Case]:
@@ -62,7 +63,8 @@ def _generated() -> Iterator[Case]:
         sets = case.data_sets or []
         names = [info.name for info in case.model.graph.input]
         inputs = {name: _plain(value) for name, value in zip(names, sets[0][0], strict=False)} if sets else None
-        yield Case(case.name, case.model, inputs)
+        golden = tuple(_plain(value) for value in sets[0][1]) if sets else None
+        yield Case(case.name, case.model, inputs, golden)
 
 
 def _plain(value: Any) -> Any:
@@ -73,15 +75,21 @@ def _files() -> Iterator[Case]:
     folder = Path(onnx.backend.test.__file__).parent / "data"
     for path in sorted(folder.rglob("*.onnx")):
         model = onnx.load(path)
-        data = sorted((path.parent / "test_data_set_0").glob("input_*.pb"), key=lambda p: int(p.stem.split("_")[1]))
+        data, results = (_data(path.parent / "test_data_set_0", kind) for kind in ("input", "output"))
         inputs: dict[str, Any] | None
+        golden: tuple[Any, ...] | None = None
         if path.parent.name == "light":
             inputs = random_feeds(model)
         else:
             inputs = {
                 info.name: _value(file, info) for info, file in zip(model.graph.input, data, strict=False)
             } or None
-        yield Case(f"{path.parent.parent.name}/{path.parent.name}/{path.stem}", model, inputs)
+            golden = tuple(_value(file, info) for info, file in zip(model.graph.output, results, strict=False)) or None
+        yield Case(f"{path.parent.parent.name}/{path.parent.name}/{path.stem}", model, inputs, golden)
+
+
+def _data(folder: Path, kind: str) -> list[Path]:
+    return sorted(folder.glob(f"{kind}_*.pb"), key=lambda path: int(path.stem.split("_")[1]))
 
 
 def _value(path: Path, info: Any) -> Any:
