@@ -39,7 +39,7 @@ def known(model: Model) -> dict[int, Fact]:
     Unlike `infer` it does not believe the descriptions of inner tensors and outputs in the file, which may be stale.
     """
     proto, _ = model.skeleton()
-    _forget(proto.graph, main=True)
+    forget(proto.graph, main=True)
     facts: dict[int, Fact] = {}
 
     def note(tensor: Any, info: ValueInfoProto) -> None:
@@ -52,7 +52,7 @@ def known(model: Model) -> dict[int, Fact]:
     return facts
 
 
-def _forget(graph: GraphProto, main: bool) -> None:
+def forget(graph: GraphProto, main: bool) -> None:
     """Drop all descriptions but the main graph's inputs; element types stay."""
     graph.ClearField("value_info")
     for info in graph.output:
@@ -64,7 +64,7 @@ def _forget(graph: GraphProto, main: bool) -> None:
     for node in graph.node:
         for attribute in node.attribute:
             for body in _bodies(attribute):
-                _forget(body, main=False)
+                forget(body, main=False)
 
 
 def _forget_shape(kind: TypeProto) -> None:

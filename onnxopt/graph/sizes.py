@@ -9,6 +9,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, ValueInfoProto, helper, shape_inference
 
 from onnxopt.errors import LimitError
+from onnxopt.graph.shapes import forget
 from onnxopt.model import Limits
 from onnxopt.model.limits import held_graphs
 from onnxopt.model.tensor_data import stored_nbytes
@@ -19,13 +20,16 @@ _SMALLER = "export the model for smaller inputs; if you trust it, repeat with --
 def largest_computed(proto: ModelProto, limits: Limits, held: int) -> int:
     """Bytes of the largest tensor that inference tells the size of; 0 where it tells none.
 
-    held: bytes of the model's weights. Raises LimitError for an input, or a tensor computed anywhere in the main graph
-    and its bodies, above `limits`. Inference may take forever on models made for that: call it where it can be killed.
+    proto is changed. held: bytes of the model's weights. Raises LimitError for an input, or a tensor computed anywhere
+    in the main graph and its bodies, above `limits`. Inference may take forever on models made for that: call it where
+    it can be killed.
     """
     weights = {tensor.name for tensor in proto.graph.initializer}
     given = [info for info in proto.graph.input if info.name not in weights]
     inputs = [_check(info, limits.computed(held), "input") for info in given]
     bound = limits.computed(held + sum(inputs))
+    # what the file says of inner tensors could contradict inference, which then tells nothing at all
+    forget(proto.graph, main=True)
     try:
         inferred = shape_inference.infer_shapes(proto, data_prop=True)
     except Exception:  # noqa: BLE001  inference raises many types, also on models the runtime accepts

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -84,12 +86,21 @@ def answer(guest: Guest, request: dict[str, Any]) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     """Answer until stdin ends. Nothing but answers reaches stdout, whatever native code prints."""
+    requests: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
     with os.fdopen(os.dup(1), "w") as out:
         os.dup2(2, 1)
         guest = Guest(folder)
-        for line in sys.stdin:
-            out.write(json.dumps(answer(guest, json.loads(line))) + "\n")
+        while True:
+            out.write(json.dumps(answer(guest, json.loads(requests.get()))) + "\n")
             out.flush()
+
+
+def _listen(requests: queue.Queue[str]) -> None:
+    """Hand on each line; when there are no more the parent is gone, and nobody else would end an endless run."""
+    for line in sys.stdin:
+        requests.put(line)
+    os._exit(0)
 
 
 def _limit(nbytes: int | None) -> None:
