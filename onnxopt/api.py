@@ -27,6 +27,8 @@ from onnxopt.pipeline import (
     failed_path,
     meet,
     parse,
+    reported,
+    sidecars,
     silent,
 )
 from onnxopt.pipeline import check as check_models
@@ -85,7 +87,8 @@ def optimize(
     feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part.
     limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
     output: where to write; None writes nothing. external_data: weights in a file beside it "always", "never", or, with
-    "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt.
+    "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt, even where the run fails.
+    force: replace an existing output or report; an input is never replaced.
     budgets: max_drop, min_sqnr, min_agreement, max_abs, max_relative, max_size, max_latency; see
     `onnxopt.verification.budgets`.
 
@@ -93,6 +96,11 @@ def optimize(
     UsageError, ModelError, PassError, NothingCompared and LimitError as `onnxopt.errors` says. The output is written
     last, and whole or not at all.
     """
+    source = _file(model)
+    written = Path(output) if output is not None else None
+    kept = [written, failed_path(written)] if written is not None and written.name else []
+    used = _files(source, feeds, evaluate, labels, evaluate_labels, *kept)
+    report_paths = _report_paths(reports, force, used)
     settings = Settings(
         seed=seed,
         threads=threads,
@@ -107,18 +115,17 @@ def optimize(
     steps = parse(passes)
     demands = _demands(budgets, metrics, settings)
     chosen = _target(target)
-    report_paths = _report_paths(reports)
-    progress("loading", 0, 0)
     bounds = Limits.of(limits)
-    reference = load(model, bounds)
-    source = _file(model)
-    written = Path(output) if output is not None else None
-    if written is not None and not dry_run:
-        check_output(written, source, force)
-        if keep_failed:
-            check_output(failed_path(written), source, force=True)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
-    opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
+    with reported(report_paths, "optimize", source, None):
+        progress("loading", 0, 0)
+        reference = load(model, bounds)
+        _spare_sidecars(report_paths, source)
+        if written is not None and not dry_run:
+            check_output(written, source, force)
+            if keep_failed:
+                check_output(failed_path(written), source, force)
+        opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
     run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, progress)
     return run.execute()
 
@@ -140,26 +147,32 @@ def check(
     limits: LimitsLike = "default",
     latency_seconds: float = 2.0,
     reports: str | Path | Iterable[str | Path] = (),
+    force: bool = False,
     progress: Progress = silent,
     **more_budgets: Any,
 ) -> Report:
     """Hold a candidate against a reference on real inputs; the report's verdict and exit_code are the answer.
 
     feeds: all of them are compared, none is kept for calibration; a folder that is parted already gives its evaluate
-    part. budgets: kind -> limit, or as keywords; without one on quality, the quality floor is held.
+    part. budgets: kind -> limit, or as keywords; without one on quality, the quality floor is held. reports: files to
+    write the report to, .json or .txt; force: replace existing ones.
     Raises NothingCompared without real inputs, and UsageError, ModelError and LimitError as `onnxopt.errors` says.
     """
+    files = _file(candidate), _file(reference)
+    report_paths = _report_paths(reports, force, _files(*files, feeds, evaluate, labels, evaluate_labels))
     settings = Settings(seed=seed, threads=threads, latency_seconds=latency_seconds)
     demands = _demands({**(budgets or {}), **more_budgets}, metrics, settings)
-    report_paths = _report_paths(reports)
-    progress("loading", 0, 0)
     bounds = Limits.of(limits)
-    models = load(candidate, bounds), load(reference, bounds)
-    files = _file(candidate), _file(reference)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
-    others = [(models[0], files[0])]
-    split = meet(models[1], files[1], inputs, bounds, whole=True, candidates=others, threads=threads, progress=progress)
-    report = check_models(*models, split, demands, settings, paths=files, progress=progress)
+    with reported(report_paths, "check", files[1], files[0]):
+        progress("loading", 0, 0)
+        models = load(candidate, bounds), load(reference, bounds)
+        _spare_sidecars(report_paths, *files)
+        others = [(models[0], files[0])]
+        split = meet(
+            models[1], files[1], inputs, bounds, whole=True, candidates=others, threads=threads, progress=progress
+        )
+        report = check_models(*models, split, demands, settings, paths=files, progress=progress)
     for path in report_paths:
         write(report, path)
     return report
@@ -221,7 +234,23 @@ def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
     return value
 
 
-def _report_paths(reports: str | Path | Iterable[str | Path]) -> list[Path]:
+def _report_paths(reports: str | Path | Iterable[str | Path], force: bool, used: Iterable[Path]) -> list[Path]:
     paths = [Path(path) for path in ([reports] if isinstance(reports, (str, Path)) else reports)]
-    check_paths(paths)
+    check_paths(paths, force=force, taken=used)
     return paths
+
+
+def _spare_sidecars(reports: list[Path], *models: Path | None) -> None:
+    """Refuse reports that would replace external data of a model. Raises UsageError."""
+    check_paths(reports, force=True, taken=[file for path in models if path is not None for file in sidecars(path)])
+
+
+def _files(*sources: Any) -> list[Path]:
+    """The paths among models, feeds and labels; lists of feeds are looked into."""
+    found: list[Path] = []
+    for source in sources:
+        if isinstance(source, (str, Path)):
+            found.append(Path(source))
+        elif isinstance(source, (list, tuple)):
+            found += _files(*source)
+    return found

@@ -31,7 +31,7 @@ def root(context: click.Context) -> None:
     required=True,
     metavar="LIST",
     section=PASSES,
-    help="What to do, in order: prune,int8 or prune:ratio=0.3,int8. See: onnxopt passes",
+    help="What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes",
 )
 @option("--target", default="auto", metavar="NAME", section=PASSES, help="Where it will run: auto, x86, arm64, ...")
 @option(
@@ -45,7 +45,6 @@ def root(context: click.Context) -> None:
 @option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up.")
 @budget_options
 @option("-o", "--output", metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.onnxopt.onnx]")
-@option("--force", is_flag=True, section=OUTPUT, help="Replace an existing output.")
 @option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx.")
 @option(
     "--external-data",

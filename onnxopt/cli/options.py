@@ -112,6 +112,7 @@ output_options = combined(
         section=OUTPUT,
         help="Write the report, repeatable, format by suffix: .json, .txt.",
     ),
+    option("--force", is_flag=True, section=OUTPUT, help="Replace existing files, never an input."),
     option("-v", "--verbose", count=True, section=OUTPUT, help="Every change, and each step; -vv: tracebacks too."),
     option("-q", "--quiet", is_flag=True, section=OUTPUT, help="Nothing but errors."),
 )

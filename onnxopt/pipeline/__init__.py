@@ -1,6 +1,8 @@
 """From a pass list to a verdict: parse, prepare, run, prove or roll back, compare, judge, write."""
 
 from onnxopt.pipeline.check import check
+from onnxopt.pipeline.facts import sidecars
+from onnxopt.pipeline.failure import reported
 from onnxopt.pipeline.final import Demands
 from onnxopt.pipeline.grammar import PassLike, Step, canonical, parse
 from onnxopt.pipeline.inputs import FeedsLike, Inputs
@@ -27,5 +29,7 @@ __all__ = [
     "failed_path",
     "meet",
     "parse",
+    "reported",
+    "sidecars",
     "silent",
 ]

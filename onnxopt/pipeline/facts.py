@@ -80,7 +80,7 @@ def versions() -> dict[str, str]:
 
 def sidecars(path: Path) -> list[Path]:
     """The files beside a model that hold its external data."""
-    proto = onnx.load(str(path), load_external_data=False)
+    proto = onnx.load(str(path), format="protobuf", load_external_data=False)
     names = {
         entry.value
         for tensor in tensors_of(proto)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from onnxopt.model import Model
 from onnxopt.passbase import Effect
 from onnxopt.pipeline import output as files
 from onnxopt.pipeline.facts import facts, feed_facts, file_bytes, versions
+from onnxopt.pipeline.failure import failed
 from onnxopt.pipeline.final import Demands, Findings, Pair, conclude, judge_sizes
 from onnxopt.pipeline.grammar import Step, canonical
 from onnxopt.pipeline.passes import Runner
@@ -20,7 +22,7 @@ from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
 from onnxopt.pipeline.result import Result, VerdictError
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
-from onnxopt.report import ErrorFacts, ModelFacts, PassRecord, Report, Status, Verdict, write
+from onnxopt.report import ModelFacts, PassRecord, Report, Status, Verdict, write
 from onnxopt.runtime import Session
 from onnxopt.target import Target
 
@@ -56,18 +58,14 @@ class Run:
         PassError where a pass fails and on_error is "stop", NothingCompared, ModelError. The reports are written even
         then.
         """
-        if self.settings.require_data and self.split.synthetic:
-            raise NothingCompared("there are no real inputs to compare on", "give them with --data")
         original = facts(self.reference, self.source)
-        model = self.reference.clone().model
-        stages = self._stages()
-        runner = Runner(model, self.reference, self.split, self.settings, self.target, stages, self.progress)
+        records: list[PassRecord] = []
         try:
-            runner.run(with_prepared(self.steps))
-            findings = self._conclude(model, original, runner.records, stages)
-            result = self._finish(model, original, runner.records, stages, findings)
+            result = self._work(original, records)
         except OnnxoptError as error:
-            self._write_reports(self._failure(original, runner.records, error))
+            report = self._report(original, records, Verdict.ERROR, "", error.exit_code)
+            with contextlib.suppress(OnnxoptError):
+                self._write_reports(failed(report, error))
             raise
         self._write_reports(result.report)
         if result.report.verdict is Verdict.FAILED and not self.settings.keep_failed:
@@ -77,6 +75,17 @@ class Run:
                 result,
             )
         return result
+
+    def _work(self, original: ModelFacts, records: list[PassRecord]) -> Result:
+        """Everything but the report; `records` takes in what the passes did, whatever comes of it."""
+        if self.settings.require_data and self.split.synthetic:
+            raise NothingCompared("there are no real inputs to compare on", "give them with --data")
+        model = self.reference.clone().model
+        stages = self._stages()
+        runner = Runner(model, self.reference, self.split, self.settings, self.target, stages, self.progress, records)
+        runner.run(with_prepared(self.steps))
+        findings = self._conclude(model, original, records, stages)
+        return self._finish(model, original, records, stages, findings)
 
     def _stages(self) -> Stages | None:
         if not self.settings.verify:
@@ -125,9 +134,9 @@ class Run:
         findings: Findings,
     ) -> Result:
         verdict, reason = self._verdict(records, findings)
-        failed = verdict is Verdict.FAILED
+        refused = verdict is Verdict.FAILED
         path = self.output
-        if failed and path is not None:
+        if refused and path is not None:
             path = files.failed_path(path) if self.settings.keep_failed else None
         if self.settings.dry_run:
             path = None
@@ -135,7 +144,7 @@ class Run:
             self.progress("writing", 0, 0)
             self._save(model, path, stages)
         report = replace(
-            self._report(original, records, verdict, reason, 1 if failed else 0),
+            self._report(original, records, verdict, reason, 1 if refused else 0),
             candidate=facts(model, path),
             comparison=findings.comparison,
             metrics=findings.metrics,
@@ -195,12 +204,6 @@ class Run:
             feeds=feed_facts(self.split),
             seconds=time.perf_counter() - self.started,
         )
-
-    def _failure(self, original: ModelFacts, records: Sequence[PassRecord], error: OnnxoptError) -> Report:
-        inconclusive = isinstance(error, NothingCompared)
-        verdict = Verdict.INCONCLUSIVE if inconclusive else Verdict.ERROR
-        report = self._report(original, records, verdict, error.cause, error.exit_code)
-        return replace(report, error=ErrorFacts(error.cause, error.remedy))
 
     def _write_reports(self, report: Report) -> None:
         for path in self.reports:

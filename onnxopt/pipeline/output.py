@@ -13,20 +13,22 @@ from onnxopt.errors import PassError, UsageError
 from onnxopt.feeds import Sample
 from onnxopt.model import Model
 from onnxopt.pipeline.facts import sidecars
+from onnxopt.report import obstacle
 from onnxopt.runtime import Session
 from onnxopt.runtime.worker import run_saved
 
 
 def check_output(output: Path, source: Path | None, force: bool) -> None:
     """Refuse, before any work is done, a place where the result can't or must not be written. Raises UsageError."""
-    if output.is_dir():
-        raise UsageError(f"can't write {output}: it is a folder", "give the name of a file with -o")
     if output.parent.exists() and not output.parent.is_dir():
         raise UsageError(f"can't write {output}: {output.parent} is a file", "choose another place with -o")
     if not output.parent.is_dir():
         raise UsageError(
             f"can't write {output}: the folder {output.parent} does not exist", "create it, or choose another with -o"
         )
+    found = obstacle(output)
+    if found is not None:
+        raise UsageError(f"can't write {output}: it is {found}", "give the name of a file with -o")
     if not os.access(output.parent, os.W_OK):
         raise UsageError(f"can't write {output}: the folder is read-only", "choose another place with -o")
     if not output.exists():
@@ -38,8 +40,8 @@ def check_output(output: Path, source: Path | None, force: bool) -> None:
 
 
 def failed_path(output: Path) -> Path:
-    """Where a result that failed is kept: net.onnx -> net.failed.onnx."""
-    return output.with_suffix(".failed.onnx")
+    """Where a result that failed is kept: net.onnx -> net.failed.onnx, net.q8 -> net.q8.failed.onnx."""
+    return output.with_name(f"{output.name.removesuffix('.onnx')}.failed.onnx")
 
 
 def save(

@@ -1,6 +1,6 @@
 """What one run knows, as data, and its views: text and JSON."""
 
-from onnxopt.report.files import FORMATS, check_paths, write
+from onnxopt.report.files import FORMATS, check_paths, obstacle, write
 from onnxopt.report.record import (
     BudgetFigures,
     ComparisonFigures,
@@ -31,5 +31,6 @@ __all__ = [
     "Status",
     "Verdict",
     "check_paths",
+    "obstacle",
     "write",
 ]

@@ -153,6 +153,33 @@ def test_check_fails_where_the_quality_floor_does(folder: Path, capsys: pytest.C
     assert "the floor is 3 dB" in " ".join(said(capsys, *words, code=1).split())
 
 
+@pytest.mark.parametrize(
+    ("words", "code", "verdict"),
+    [
+        ("gone.onnx --passes dedup", 2, Verdict.ERROR),
+        ("text.onnx --passes dedup", 3, Verdict.ERROR),
+        (f"net.onnx --passes {BREAKING}:Raise --data data.npz", 4, Verdict.ERROR),
+        ("net.onnx --passes dedup --require-data", 5, Verdict.INCONCLUSIVE),
+        ("check net.onnx --reference net.onnx", 5, Verdict.INCONCLUSIVE),
+        ("check text.onnx --reference net.onnx --data data.npz", 3, Verdict.ERROR),
+        (f"net.onnx --passes {GOOD} --data data.npz --max-size 1B", 1, Verdict.FAILED),
+    ],
+)
+def test_a_failed_run_is_reported_too(
+    words: str, code: int, verdict: Verdict, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "text.onnx").write_text("hello, this is text")
+    assert run([*words.split(), "--report", "run.json", "--report", "run.txt", *FAST]) == code
+    cause = capsys.readouterr().err.splitlines()[0].removeprefix("error: ")
+    report = Report.from_json((folder / "run.json").read_text())
+    assert (report.exit_code, report.verdict) == (code, verdict)
+    assert (folder / "run.txt").read_text() == report.to_text()
+    if code != 1:
+        assert report.error is not None
+        assert " ".join(report.error.cause.split()) == cause
+    assert report.reason in cause
+
+
 def test_passes_lists_them_all_and_shows_one(capsys: pytest.CaptureFixture[str]) -> None:
     text = said(capsys, "passes")
     for name in ("dedup", "fold_constants", "prune"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shlex
 import zipfile
 from collections.abc import Callable
@@ -42,6 +43,10 @@ def save(name: str, array: np.ndarray, member: str = "x") -> Callable[[Path], ob
 
 def put(name: str, content: bytes) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(content)
+
+
+def pipe(name: str) -> Callable[[Path], object]:
+    return lambda folder: os.mkfifo(folder / name)
 
 
 X = feeds(classifier())["x"]
@@ -97,6 +102,28 @@ CASES = [
     Case("bad budget", f"{GOOD} --max-size 1XB", 2, "max_size '1XB'", "did you mean"),
     Case("bad metric", f"{GOOD} --metric top11", 2, "unknown metric 'top11'", "did you mean 'top1'?"),
     Case("report format", f"{GOOD} --report r.pdf", 2, "can't be written as .pdf", ".json, .txt"),
+    Case(
+        "report onto a pipe", f"{GOOD} --report p.json --force", 2, "p.json: it is a named pipe", "file", pipe("p.json")
+    ),
+    Case(
+        "report onto the input",
+        f"net.txt {PASSES} --report ./net.txt --force",
+        2,
+        "the run uses that file",
+        "another",
+        put("net.txt", WHOLE),
+    ),
+    Case("report onto the output", f"{GOOD} -o o.json --report o.json", 2, "the run uses that file", "another"),
+    Case("existing report", f"{GOOD} --report r.txt", 2, "r.txt exists already", "--force", put("r.txt", b"old")),
+    Case("output onto a pipe", f"{GOOD} -o p.onnx --force", 2, "p.onnx: it is a named pipe", "-o", pipe("p.onnx")),
+    Case(
+        "existing failure",
+        f"{GOOD} --keep-failed -o o.q8",
+        2,
+        "o.q8.failed.onnx exists already",
+        "--force",
+        put("o.q8.failed.onnx", b"old"),
+    ),
     Case(
         "output folder missing",
         f"{GOOD} -o gone/o.onnx",

@@ -5,6 +5,7 @@ import zlib
 from pathlib import Path
 
 import onnx
+import pytest
 
 from onnxopt.model import load
 from onnxopt.pipeline.facts import facts, sidecars
@@ -43,3 +44,11 @@ def test_facts_of_a_model_in_memory_are_those_of_the_file_it_makes(tmp_path: Pat
         there.sha256,
         there.compressed_bytes,
     )
+
+
+@pytest.mark.parametrize("name", ["net.json", "net.pbtxt", "net.textproto", "net.txt"])
+def test_a_model_is_binary_whatever_its_name(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(classifier().SerializeToString())
+    assert sidecars(path) == []
+    assert facts(load(path), path).nodes == 4

@@ -200,10 +200,10 @@ def test_reports_are_written_whatever_happens(example: Example, tmp_path: Path) 
     assert Report.from_json(path.read_text()).verdict is Verdict.PASSED
     assert "verdict   passed" in (tmp_path / "run.txt").read_text()
     with pytest.raises(VerdictError):
-        run(example, Round(step=0.3), min_sqnr="60dB", reports=path)
+        run(example, Round(step=0.3), min_sqnr="60dB", reports=path, force=True)
     assert Report.from_json(path.read_text()).verdict is Verdict.FAILED
     with pytest.raises(PassError):
-        run(example, [DropIdentity(), WrongValues()], reports=[path])
+        run(example, [DropIdentity(), WrongValues()], reports=[path], force=True)
     failed = Report.from_json(path.read_text())
     assert failed.verdict is Verdict.ERROR
     assert failed.exit_code == 4

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,8 @@ def test_places_that_are_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "link.onnx").symlink_to(source)
     (tmp_path / "other.onnx").touch()
     (tmp_path / "folder.onnx").mkdir()
+    (tmp_path / "loose.onnx").symlink_to(tmp_path / "gone.onnx")
+    os.mkfifo(tmp_path / "pipe.onnx")
     refused = {
         "folder.onnx": "it is a folder",
         "gone/out.onnx": "does not exist",
@@ -109,9 +112,18 @@ def test_places_that_are_refused_before_any_work(tmp_path: Path) -> None:
     for name, cause in refused.items():
         with pytest.raises(UsageError, match=cause):
             check_output(tmp_path / name, source, force=False)
-    for name in ("net.onnx", "link.onnx"):
-        with pytest.raises(UsageError, match="is the input itself"):
-            check_output(tmp_path / name, source, force=True)
+    never = {
+        "net.onnx": "is the input itself",
+        "link.onnx": "is the input itself",
+        "folder.onnx": "it is a folder",
+        "loose.onnx": "a link that leads nowhere",
+        "pipe.onnx": "a named pipe",
+    }
+    for name, cause in never.items():
+        for force in (False, True):
+            with pytest.raises(UsageError, match=cause):
+                check_output(tmp_path / name, source, force=force)
+    assert (tmp_path / "pipe.onnx").is_fifo()
     check_output(tmp_path / "other.onnx", source, force=True)
     check_output(tmp_path / "new.onnx", source, force=False)
 
@@ -125,3 +137,6 @@ def test_external_data_of_the_input_is_part_of_the_input(tmp_path: Path) -> None
 
 def test_the_name_of_a_failed_result() -> None:
     assert failed_path(Path("a/net.onnxopt.onnx")) == Path("a/net.onnxopt.failed.onnx")
+    assert failed_path(Path("net.q8")) == Path("net.q8.failed.onnx")
+    assert failed_path(Path("net.q4")) == Path("net.q4.failed.onnx")
+    assert failed_path(Path("net")) == Path("net.failed.onnx")
