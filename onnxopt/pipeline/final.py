@@ -106,14 +106,14 @@ def conclude(
     if not comparison.outputs and not comparison.missing:
         raise NothingCompared(
             "no output could be compared: all are random from run to run",
-            "add --no-verify to accept the result unproven",
+            "optimize accepts a result unproven with --no-verify",
         )
-    metrics = _metrics(demands, reference, candidate)
     _check_anything_compared(comparison)
+    metrics = _metrics(demands, reference, candidate)
     latency = _latency(pair, feeds, settings, progress)
     verdicts = judge(demands.budgets, Measured(comparison, metrics, pair.sizes, latency))
     failures = holds(comparison, rule, compute_dtype=compute_dtype, noise=noise)
-    told = warnings(comparison)
+    told = [*_unanswered(comparison), *warnings(comparison)]
     if demands.quality:
         kept = hard(failures)
         told += [f"{failure.reason}; the budgets given decide" for failure in failures if failure not in kept]
@@ -136,12 +136,26 @@ def conclude(
 
 def _check_anything_compared(comparison: Comparison) -> None:
     """Raise NothingCompared where not one finite number or discrete element of the original stood to be compared."""
-    compared = sum(output.elements - output.nonfinite_reference for output in comparison.outputs.values())
-    if compared == 0 and not comparison.missing:
+    outputs = comparison.outputs.values()
+    compared = sum(output.elements - output.nonfinite_reference for output in outputs)
+    differ = comparison.missing or any(output.shape_mismatches or output.dtype_mismatch for output in outputs)
+    if compared == 0 and not differ:
         raise NothingCompared(
             "not one number was compared: the original's outputs are empty, NaN or infinite on all feeds",
-            "give feeds the model answers to, or add --no-verify to accept the result unproven",
+            "give feeds that the original answers with numbers",
         )
+
+
+def _unanswered(comparison: Comparison) -> list[str]:
+    """Where the original itself gives nothing to hold a result against, one sentence an output."""
+    told = []
+    for output in comparison.outputs.values():
+        if output.elements == 0:
+            told.append(f"output {output.name!r} is empty on all feeds: nothing of it was compared")
+        elif output.nonfinite_reference:
+            share = f"{output.nonfinite_reference} of {output.elements} elements"
+            told.append(f"output {output.name!r} of the original: {share} are NaN or infinite; only their places count")
+    return told
 
 
 def judge_sizes(sizes: tuple[int, int], demands: Demands) -> Findings:

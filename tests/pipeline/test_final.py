@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxopt.errors import PassError, UsageError
+from onnxopt import api
+from onnxopt.errors import NothingCompared, PassError, UsageError
 from onnxopt.pipeline import VerdictError
 from onnxopt.report import Verdict
 from tests.pipeline.breaking_passes import DropIdentity, Round, SeeStatistics
@@ -94,3 +95,36 @@ def test_made_up_inputs_are_named_where_the_floor_fails(example: Example) -> Non
     with pytest.raises(PassError) as caught:
         run(example, bad("Ruin"))
     assert "milder options" in caught.value.remedy
+
+
+def test_a_kept_failure_replaces_another_only_when_told_to(example: Example) -> None:
+    model, _ = example
+    settings = {"output": model.with_name("small.onnx"), "min_sqnr": "60dB", "keep_failed": True}
+    kept = run(example, Round(step=0.3), **settings).path
+    assert kept is not None
+    before = kept.read_bytes()
+    with pytest.raises(UsageError, match=r"small\.failed\.onnx exists already"):
+        run(example, Round(step=0.2), **settings)
+    assert kept.read_bytes() == before
+    run(example, Round(step=0.2), **settings, force=True)
+    assert kept.read_bytes() != before
+
+
+@pytest.mark.parametrize("value", [np.zeros((0, 12)), np.full((3, 12), np.nan), np.full((3, 12), np.inf)])
+def test_outputs_without_a_number_prove_nothing(example: Example, value: Any) -> None:
+    feeds = [{"x": value.astype(np.float32)}] * 4
+    for passes in (Round(step=0.05), DropIdentity()):
+        with pytest.raises(NothingCompared, match="not one number was compared"):
+            run(example, passes, feeds=feeds)
+    with pytest.raises(NothingCompared, match="not one number was compared"):
+        api.check(example[0], example[0], feeds, latency_seconds=0)
+
+
+def test_outputs_of_the_original_that_are_not_finite_are_told(example: Example) -> None:
+    x = np.ones((4, 12), np.float32)
+    x[0] = np.nan
+    report = api.check(example[0], example[0], [{"x": x}], latency_seconds=0)
+    assert report.warnings == (
+        "output 'logits' of the original: 4 of 16 elements are NaN or infinite; only their places count",
+    )
+    assert api.check(example[0], example[0], [{"x": x[1:]}], latency_seconds=0).warnings == ()
