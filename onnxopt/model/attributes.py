@@ -76,9 +76,8 @@ def unchanged(value: Any, stored: Any) -> bool:
         return True
     if type(value) is not type(stored) or isinstance(value, np.ndarray):
         return False
-    if isinstance(value, list) and [type(item) for item in value] != [type(item) for item in stored]:
-        return False
-    return bool(value == stored)
+    # by their texts: 0.0 equals -0.0, and 1 equals 1.0 within lists, but they are not the same
+    return repr(value) == repr(stored)
 
 
 def graphs_of(attribute: AttributeProto) -> list[GraphProto] | None:

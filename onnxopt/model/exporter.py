@@ -74,21 +74,26 @@ class Exporter:
 
     def _initializers(self, graph: Graph, proto: GraphProto) -> None:
         main = graph.parent is None
-        dense: list[tuple[int, str, TensorData]] = [(at, tensor.name, data) for tensor, data, at in graph.defaults]
+        dense: list[tuple[int, str, TensorData]] = []
+        sparse: list[tuple[int, str, TensorData]] = []
+        for tensor, data, at in graph.defaults:
+            (dense if data.sparse is None else sparse).append((at, tensor.name, data))
         last = 1 << 60
         for constant in graph.initializers:
             origin = constant.origin
             kind = "initializer" if origin is None else origin.kind
             untouched = origin is not None and origin.data is constant.data
-            if kind == "sparse_initializer" and untouched and constant.data.sparse is not None:
-                sparse = proto.sparse_initializer.add()
-                sparse.CopyFrom(constant.data.sparse)
-                _set_text(sparse.values, "name", constant.name)
+            if origin is not None and kind == "sparse_initializer" and untouched:
+                sparse.append((origin.position, constant.name, constant.data))
             elif kind != "node" and not self._needs_node(graph, constant):
                 at = origin.position if origin is not None and kind == "initializer" else last
                 dense.append((at, constant.name, constant.data))
         for _, name, data in sorted(dense, key=lambda entry: entry[0]):
             proto.initializer.append(self.write_tensor(data, name, main))
+        for _, name, data in sorted(sparse, key=lambda entry: entry[0]):
+            each = proto.sparse_initializer.add()
+            each.CopyFrom(data.sparse)
+            _set_text(each.values, "name", name)
 
     def _inputs(self, graph: Graph, proto: GraphProto) -> None:
         """The body's inputs in their present order; initializers listed among them stay behind the same input."""

@@ -121,6 +121,10 @@ class Importer:
             scope.define(tensor.name, constant)
         for position, sparse in enumerate(proto.sparse_initializer):
             data = TensorData.from_sparse(sparse)
+            if sparse.values.name in listed and overridable:
+                inputs[sparse.values.name] = variable = Variable(sparse.values.name)
+                graph.defaults.append((variable, data, position))
+                continue
             constant = Constant(sparse.values.name, data)
             constant.origin = Origin("sparse_initializer", position, data)
             graph.initializers.append(constant)

@@ -280,3 +280,38 @@ def test_bodies_of_files_before_ir_4_get_new_constants_as_nodes() -> None:
     then.nodes[0].inputs.append(Constant("one", np.ones(2, np.float32)))
     found = run(target, {"c": np.array(True), "x": np.zeros(2, np.float32)})
     assert found["y"].tolist() == [1, 1]
+
+
+def test_a_sparse_initializer_that_is_an_input_may_be_overridden() -> None:
+    source = proto("g (float[2] x, float[2] s) => (float[2] y) { y = Add(x, s) }")
+    sparse = source.graph.sparse_initializer.add(dims=[2])
+    sparse.values.CopyFrom(numpy_helper.from_array(np.array([3], np.float32), "s"))
+    sparse.indices.CopyFrom(numpy_helper.from_array(np.array([1], np.int64)))
+    target = load(source)
+    assert [tensor.name for tensor in target.graph.inputs] == ["x", "s"]
+    assert not target.graph.initializers
+    assert target.to_proto().SerializeToString() == source.SerializeToString()
+    zeros = np.zeros(2, np.float32)
+    assert run(target, {"x": zeros})["y"].tolist() == [0, 3]
+    assert run(target, {"x": zeros, "s": zeros})["y"].tolist() == [0, 0]
+
+
+def test_the_sign_of_a_zero_is_a_change_of_an_attribute() -> None:
+    target = model("g (float[2] x) => (float[2] y) { y = LeakyRelu <alpha = 0.0> (x) }")
+    target.graph.nodes[0].attrs["alpha"] = -0.0
+    assert str(target.to_proto().graph.node[0].attribute[0].f) == "-0.0"
+
+
+def test_outputs_listed_twice_keep_their_own_descriptions() -> None:
+    source = proto("g (float[2] x) => (float[2] y, float[2] y) { y = Neg(x) }")
+    source.graph.output[1].doc_string = "again"
+    assert load(source).to_proto().SerializeToString() == source.SerializeToString()
+    target = load(source)
+    target.graph.outputs.append(target.graph.outputs[0])
+    assert [info.doc_string for info in target.to_proto().graph.output] == ["", "again", ""]
+
+
+def test_an_empty_list_of_graphs_stays_one() -> None:
+    source = proto("g (float[2] x) => (float[2] y) { y = custom.Op(x) }", imports='"custom" : 1')
+    source.graph.node[0].attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS, doc_string="")
+    assert load(source).to_proto().SerializeToString() == source.SerializeToString()
