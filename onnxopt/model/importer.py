@@ -183,6 +183,11 @@ class Importer:
         node.position = position
         node.attribute_protos = {}
         for attribute in proto.attribute:
+            if attribute.name in node.attrs:
+                raise ModelError(
+                    f"{proto.op_type} {proto.name!r} in {scope.where} has two attributes {attribute.name!r}",
+                    "an attribute may be given once; export the model again or remove one of them",
+                )
             node.attrs[attribute.name] = self._attribute(attribute, graph, node, scope)
         return node
 

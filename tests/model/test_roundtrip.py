@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxopt.errors import ModelError
 from onnxopt.graph import remove_dead, sort_model
 from onnxopt.model import Constant, Graph, Model, Node, Variable, exporter, load
 from tests.conformance.corpus import cases
@@ -315,3 +316,18 @@ def test_an_empty_list_of_graphs_stays_one() -> None:
     source = proto("g (float[2] x) => (float[2] y) { y = custom.Op(x) }", imports='"custom" : 1')
     source.graph.node[0].attribute.add(name="bodies", type=onnx.AttributeProto.GRAPHS, doc_string="")
     assert load(source).to_proto().SerializeToString() == source.SerializeToString()
+
+
+def test_what_has_no_meaning_is_refused_by_name() -> None:
+    """Neither can be shown to passes, and neither onnx's checker nor, for attributes, the runtime takes it."""
+    twice = proto("g (float[2] x) => (float[2] y) { [n] y = LeakyRelu <alpha = 0.5> (x) }")
+    twice.graph.node[0].attribute.append(helper.make_attribute("alpha", 0.25))
+    with pytest.raises(ModelError, match=r"LeakyRelu 'n' in graph 'g' has two attributes 'alpha'"):
+        load(twice)
+    same = proto("g (float[2] x) => (float[2] y) <float[2] w = {1, 2}> { y = Add(x, w) }")
+    same.graph.initializer.append(same.graph.initializer[0])
+    with pytest.raises(ModelError, match=r"two tensors are named 'w' in graph 'g'"):
+        load(same)
+    for each in (twice, same):
+        with pytest.raises(onnx.checker.ValidationError):
+            onnx.checker.check_model(each)
