@@ -17,6 +17,7 @@ from onnxopt.graph.edit import label
 from onnxopt.graph.shapes import known
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
+from onnxopt.numerics.weights import trouble
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -109,7 +110,8 @@ class Layer:
             weight = weight * np.broadcast_to(factor, self.channels).reshape(shape)
             if bias is not None or shift.any():
                 bias = (np.zeros(self.channels) if bias is None else bias) * factor + shift
-        return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)
+        with np.errstate(over="ignore"):  # callers refuse what is not finite
+            return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)
 
 
 def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
@@ -147,10 +149,13 @@ def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
         return "its weight is empty"
     if node.op != "Conv" and len(weight.shape) != 2:
         return f"its weight has {len(weight.shape)} axes; the integer kernel takes 2"
-    if not np.isfinite(weight.values).all():
-        return "its weight holds NaN or infinity"
+    found = trouble(weight.values)
+    if found is not None:
+        return f"its weight {found}"
     if len(node.inputs) > 2 and not node.inputs[2].is_empty() and not _is_bias(node.inputs[2], weight, node):
         return "its bias is not a constant with one value per output channel"
+    if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant) and not np.isfinite(node.inputs[2].values).all():
+        return "its bias holds NaN or infinity"
     return row.refuses(node)
 
 

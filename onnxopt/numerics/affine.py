@@ -90,6 +90,11 @@ def _round_inside(scale: np.float32, bound: float, steps: int) -> np.float32:
     return max(scale, SMALLEST_SCALE)
 
 
+def underflows(extent: float, steps: int) -> bool:
+    """Whether `steps` codes over `extent` > 0 need a scale below SMALLEST_SCALE: rounding would lose all values."""
+    return bool(0.0 < extent / steps < SMALLEST_SCALE)
+
+
 def typical_sqnr_db(minimum: float, maximum: float, mean_absolute: float) -> float:
     """Decibels between the mean |x| and the rounding noise step / sqrt(12) of 255 steps over [minimum, maximum].
 

@@ -27,6 +27,19 @@ class LayerWeight:
     largest_pair: int
 
 
+def trouble(weight: FloatArray) -> str | None:
+    """What keeps a weight from 8 bits, as what is said of it; None when nothing does.
+
+    Too small is a weight as a whole: a channel of next to nothing beside larger ones may round to zero.
+    """
+    if not np.isfinite(weight).all():
+        return "holds NaN or infinity"
+    largest = max(float(weight.max(initial=0.0)), -float(weight.min(initial=0.0)))
+    if affine.underflows(largest, affine.WEIGHT_LIMIT):
+        return f"is too small for 8 bits, {largest:.1g} at most"
+    return None
+
+
 def quantize_layer_weight(
     weight: FloatArray,
     layout: Layout,

@@ -123,3 +123,10 @@ def test_sqnr() -> None:
     assert affine.sqnr_db(signal, signal) == np.inf
     assert affine.sqnr_db(signal, signal + np.array([0.5, 0.0])) == pytest.approx(20.0)
     assert np.isnan(affine.sqnr_db(np.zeros(2), np.ones(2)))
+
+
+@pytest.mark.parametrize(("extent", "lost"), [(0.0, False), (1e-45, True), (1e-29, True), (3e-28, False), (1.0, False)])
+def test_a_range_underflows_below_255_smallest_scales(extent: float, lost: bool) -> None:
+    assert affine.underflows(extent, 255) is lost
+    if not lost and extent:
+        assert float(affine.activation_qparams(0, extent, np.uint8).scale) == pytest.approx(extent / 255)

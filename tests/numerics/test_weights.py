@@ -3,7 +3,7 @@ import pytest
 
 from onnxopt.numerics import affine
 from onnxopt.numerics.saturation import Layout
-from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight
+from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
 
 SHAPES = {Layout.CONV: (6, 4, 3, 3), Layout.ROWS: (36, 6), Layout.COLUMNS: (6, 36)}
 
@@ -68,3 +68,18 @@ def test_typical_sqnr_falls_with_outliers(outlier: float, low: float, high: floa
 
 def test_typical_sqnr_of_nothing() -> None:
     assert affine.typical_sqnr_db(0.0, 0.0, 0.0) == np.inf
+
+
+def test_trouble_is_what_no_scale_can_hold() -> None:
+    fine = uniform(4, 4)
+    assert trouble(fine) is None
+    assert trouble(np.zeros((4, 4), np.float32)) is None
+    assert trouble(np.zeros((0, 4), np.float32)) is None
+    for bad in (np.nan, np.inf, -np.inf):
+        broken = fine.copy()
+        broken[1, 2] = bad
+        assert trouble(broken) == "holds NaN or infinity"
+    assert trouble(-np.abs(fine) * np.float32(1e-30)) == "is too small for 8 bits, 1e-30 at most"
+    dead = fine.copy()
+    dead[1] *= np.float32(1e-35)
+    assert trouble(dead) is None
