@@ -20,7 +20,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxopt.calibration import Requests, Statistics
+from onnxopt.calibration import Range, Requests, Statistics
 from onnxopt.graph import qdq, storage
 from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.edit import label
@@ -32,8 +32,11 @@ from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import QParams
 from onnxopt.numerics.saturation import Layout
-from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight
+from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
+
+# Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
+SMALL_COPY = 1024
 
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
 Written = tuple[LayerWeight, Constant, Constant, Constant]
@@ -76,10 +79,11 @@ class Int8(Pass):
         """Quantize the layers that have statistics and pay; store the other weights."""
         work = _Work(self, model, context)
         layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
+        left = len(work.skipped)
         stored = work.store()
         work.writer.finish()
         kernels = f"{layers} layers on integer kernels ({context.target.name})"
-        notes = [f"{kernels}, {stored} weights stored as int8, {len(work.skipped)} layers left float"]
+        notes = [f"{kernels}, {stored} weights stored as int8, {left} layers left float"]
         if context.statistics is None:
             notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
         return PassResult(work.changes, work.skipped, notes)
@@ -114,10 +118,10 @@ class _Work:
     def quantize(self, statistics: Statistics) -> int:
         """Write the integer form of every body; returns the number of layers that got it."""
         self.statistics = statistics
-        plans: list[tuple[Graph, Islands, dict[Variable, QParams]]] = []
-        for body, layers in _by_body(self.model, self._candidates()):
-            island = self._plan(body, layers)
-            plans.append((body, island, shared_params(island, self._bounds, self.target.activation)))
+        plans = [
+            (body, island, shared_params(island, self._bounds, self.target.activation))
+            for body, island in self._plans(self._candidates())
+        ]
         weights = self._weights([(layer, params) for _, island, params in plans for layer in island.layers])
         for body, island, params in plans:
             for layer in island.layers:
@@ -160,18 +164,58 @@ class _Work:
         shown = any(layer.output is tensor for tensor in self.model.graph.outputs)
         if shown and (layer.needs_codes or any(_is_layer(node) for node in layer.output.outputs)):
             return "its output is an output of the model, which stays float"
-        for tensor in (layer.activation, layer.output) if layer.needs_codes else (layer.activation,):
+        if layer.chain:
+            found = trouble(layer.parameters()[0])
+            if found is not None:
+                return f"its weight, with what scales its output, {found}"
+        return self._unfit_values(layer)
+
+    def _unfit_values(self, layer: Layer) -> str | None:
+        places = {"its input": layer.activation} | ({"its output": layer.output} if layer.needs_codes else {})
+        for place, tensor in places.items():
             found = self.statistics.range(tensor)
             if found is None:
-                return "no sample reached it"
+                reason = self.statistics.reason(tensor)
+                return "no sample reached it" if reason is None else f"{place} {reason}"
+            if not _representable(found):
+                return f"{place} is too small for 8 bits, [{found.minimum:.1g}, {found.maximum:.1g}]"
             decibels = affine.typical_sqnr_db(found.minimum, found.maximum, found.mean_absolute)
             if decibels < self.options.min_sqnr:
                 return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
 
-    def _plan(self, body: Graph, layers: list[Layer]) -> Islands:
+    def _plans(self, candidates: list[Layer]) -> list[tuple[Graph, Islands]]:
+        """The plan of each body, without layers whose int8 weight would only come on top of the float one."""
+        stored = list(storage.find_stored(self.model)) if self.options.storage else []
+        sound = {weight for weight in {found.weight for found in stored} if trouble(weight.values) is None}
+        storable = {found.place for found in stored if found.weight in sound}
+        while True:
+            skipped: list[Skip] = []
+            plans = [(body, self._plan(body, layers, skipped)) for body, layers in _by_body(self.model, candidates)]
+            chosen = [layer for _, island in plans for layer in island.layers]
+            served = storable | {(layer.node, 1) for layer in chosen}
+            large = {layer.weight for layer in chosen if layer.weight.data.size > SMALL_COPY}
+            stays = {weight: reason for weight in large if (reason := self._stays(weight, served)) is not None}
+            doubled = {layer: stays[layer.weight] for layer in chosen if layer.weight in stays}
+            if not doubled:
+                self.skipped += skipped
+                return plans
+            self.skipped += [Skip(layer.name, f"its weight {reason}") for layer, reason in doubled.items()]
+            candidates = [layer for layer in candidates if layer not in doubled]
+
+    def _stays(self, weight: Constant, served: set[storage.Place]) -> str | None:
+        """Why the float values of `weight` stay in the file when `served` read its codes; None when they go."""
+        if id(weight) in self.outputs:
+            return "is an output too, so its float values stay in the file"
+        others = storage.places(weight) - served
+        if not others:
+            return None
+        return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
+
+    def _plan(self, body: Graph, layers: list[Layer], skipped: list[Skip]) -> Islands:
         def known(tensor: Variable) -> bool:
-            return self.statistics.range(tensor) is not None
+            found = self.statistics.range(tensor)
+            return found is not None and _representable(found)
 
         def elements(tensor: Variable) -> float:
             found = self.statistics.range(tensor)
@@ -181,7 +225,7 @@ class _Work:
             layers, dropped = drop_unprofitable(
                 body, layers, self.outputs, known, elements, self.target.costs, self.options.islands
             )
-            self.skipped += [
+            skipped += [
                 Skip(layer.name, f"converting its borders would cost more than {layer.row.kernel} saves")
                 for layer in dropped
             ]
@@ -251,28 +295,62 @@ class _Work:
         self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
 
     def store(self) -> int:
-        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many."""
-        for found in list(storage.find_stored(self.model)):
-            between = storage.between_codes(found.node)
-            wanted = between or (self.options.storage and found.saved_bytes > 0)
-            if not wanted or found.node in self.done or not np.isfinite(found.weight.values).all():
+        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many.
+
+        A weight pays when all that read it take codes: its float values would stay in the file for anything else.
+        """
+        weights: dict[Constant, list[storage.Stored]] = {}
+        for found in storage.find_stored(self.model):
+            weights.setdefault(found.weight, []).append(found)
+        for weight, readers in weights.items():
+            between = [found for found in readers if storage.between_codes(found.node)]
+            pays = self.options.storage and storage.saved_bytes(readers) > 0
+            if not between and not pays:
                 continue
-            key = (found.weight.data.uid, int(between), *found.kept)
-            if key not in self.stored:
-                codes, scales = storage.quantize(found, bounded=between and self.target.saturates)
-                self.stored[key] = (
-                    self.writer.constant(f"{found.weight.name}_codes", codes),
-                    self.writer.constant(f"{found.weight.name}_scale", scales),
-                )
-            where = f"{label(found.node)}, weight {found.weight.name}"
-            self.changes.append(Change("stored", where, "int8 rows" if found.node.op == "Gather" else "int8"))
-            self.writer.store(found, *self.stored[key], between)
+            reason = trouble(weight.values)
+            chosen: list[storage.Stored] = []
+            if reason is None:
+                reason = self._stays(weight, {found.place for found in readers}) if pays else None
+                chosen = readers if pays and reason is None else between
+            for found in chosen:
+                self._store(found, found in between)
+            if reason is not None:
+                self._report_unstored([found for found in readers if found not in chosen], reason)
         return len(self.stored)
+
+    def _store(self, found: storage.Stored, between: bool) -> None:
+        key = (found.weight.data.uid, int(between), *found.kept)
+        if key not in self.stored:
+            codes, scales = storage.quantize(found, bounded=between and self.target.saturates)
+            self.stored[key] = (
+                self.writer.constant(f"{found.weight.name}_codes", codes),
+                self.writer.constant(f"{found.weight.name}_scale", scales),
+            )
+        self.changes.append(Change("stored", _place(found), "int8 rows" if found.node.op == "Gather" else "int8"))
+        self.writer.store(found, *self.stored[key], between)
+
+    def _report_unstored(self, readers: list[storage.Stored], reason: str) -> None:
+        """One entry for each reader that has none yet for the same reason."""
+        known = {(skip.node, skip.reason) for skip in self.skipped}
+        self.skipped += [
+            Skip(_place(found), f"its weight {reason}")
+            for found in readers
+            if (label(found.node), f"its weight {reason}") not in known
+        ]
 
 
 def _key(layer: Layer) -> Key:
     """Layers with equal keys have equal weight values in the same layout."""
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
+
+
+def _representable(found: Range) -> bool:
+    """Whether codes can tell the values apart."""
+    return not affine.underflows(max(found.maximum, 0.0) - min(found.minimum, 0.0), 255)
+
+
+def _place(found: storage.Stored) -> str:
+    return f"{label(found.node)}, weight {found.weight.name}"
 
 
 def _is_layer(node: Node) -> bool:

@@ -6,7 +6,7 @@ model: float speed, a quarter of the file. A table behind Gather is never folded
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +15,9 @@ from onnxopt.graph.layers import layout_of
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.numerics.affine import CodeArray, FloatArray
 from onnxopt.numerics.weights import quantize_kept, quantize_layer_weight
+
+# One input of one node, by its position.
+Place = tuple[Node, int]
 
 # Bytes that two nodes, a scale tensor's header and their names take in the file, as measured on saved models.
 NODE_BYTES = 220
@@ -36,9 +39,23 @@ class Stored:
         return tuple(size if axis in self.kept else 1 for axis, size in enumerate(self.weight.shape))
 
     @property
-    def saved_bytes(self) -> int:
-        """What int8 saves in the file, less scales and nodes."""
-        return 3 * self.weight.data.size - 4 * int(np.prod(self.scale_shape)) - NODE_BYTES
+    def place(self) -> Place:
+        """What is to read the codes."""
+        return self.node, self.at
+
+
+def places(weight: Constant) -> set[Place]:
+    """Every (node, input) of any body that reads `weight`."""
+    return {(node, at) for node in weight.outputs for at, tensor in enumerate(node.inputs) if tensor is weight}
+
+
+def saved_bytes(readers: Sequence[Stored]) -> int:
+    """What int8 saves in the file, less scales and nodes, when `readers` are all that read one weight."""
+    size = readers[0].weight.data.size
+    codes = {found.kept: size + 4 * int(np.prod(found.scale_shape)) for found in readers}
+    # rows are scaled behind each Gather, other weights once a body
+    scaled = {(found.kept, id(found.node if found.node.op == "Gather" else found.body)) for found in readers}
+    return 4 * size - sum(codes.values()) - NODE_BYTES * len(scaled)
 
 
 def between_codes(node: Node) -> bool:

@@ -9,7 +9,7 @@ from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.islands import drop_unprofitable, plan, saving
 from onnxopt.graph.layers import Layer, find_layers
 from onnxopt.graph.precision import before_logarithms
-from onnxopt.graph.storage import find_stored
+from onnxopt.graph.storage import NODE_BYTES, find_stored, places, saved_bytes
 from onnxopt.model import Model, Variable
 from onnxopt.numerics.affine import activation_qparams
 from onnxopt.target import CostFacts
@@ -125,3 +125,17 @@ def test_what_may_be_stored_and_along_which_axes() -> None:
     square = {name: normal(8, 8) for name in "wvut"}
     found = {stored.weight.name: stored.kept for stored in find_stored(parse(text, square))}
     assert found == {"w": (1,), "v": (0,), "u": (0,), "t": (0,)}
+
+
+def test_readers_along_one_axis_share_codes_and_others_need_their_own() -> None:
+    text = """g (float[2, 8] x, int64[3] ids) => (float y, float z) {
+      a = Gemm<transB = 1>(x, t)  b = Gemm<transB = 1>(a, t)  y = MatMul(b, t)
+      f = Gather(t, ids)  g = Gather(t, ids)  n = Neg(t)  z = Concat<axis = 0>(f, g, n) }"""
+    model = parse(text, {"t": normal(8, 8)})
+    found = {reader.node.outputs[0].name: reader for reader in find_stored(model)}
+    codes = 64 + 4 * 8
+    assert saved_bytes([found["a"]]) == saved_bytes([found["a"], found["b"]]) == 256 - codes - NODE_BYTES
+    assert saved_bytes([found["a"], found["y"]]) == 256 - 2 * (codes + NODE_BYTES)
+    assert saved_bytes([found["f"], found["g"]]) == 256 - codes - 2 * NODE_BYTES
+    read = {(node.outputs[0].name, at) for node, at in places(found["a"].weight)}
+    assert read == {("a", 1), ("b", 1), ("y", 1), ("f", 0), ("g", 0), ("n", 0)}
