@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from onnxopt.errors import FeedError, did_you_mean
+from onnxopt.errors import FeedError
 from onnxopt.feeds import arrays, images, test_data
 from onnxopt.feeds.function import from_function, from_items, split_reference
 from onnxopt.feeds.images import Images
+from onnxopt.feeds.parted import part_by_part, to_judge
 from onnxopt.feeds.sample import Chain, Feeds, Labelled, Source
 from onnxopt.feeds.split import Split, split_feeds
 from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
@@ -18,7 +20,6 @@ from onnxopt.runtime.ports import Array, Port
 
 # A path, "file.py:function", a sequence or iterable of mappings, or feeds that are open already.
 Data: TypeAlias = str | Path | Feeds | Iterable[Mapping[str, Any]]
-PARTS = ("fit", "select", "evaluate")
 _FORMS = (
     "give a folder of .npz files, one .npz, an ONNX test_data_set folder, a folder of pictures, or file.py:function"
 )
@@ -34,27 +35,34 @@ def open_feeds(
     model_path: Path | None = None,
     preprocessing: Images | str | None = None,
     seed: int = 0,
+    whole: bool = False,
     reject_nan: bool = False,
     probe: Callable[[Mapping[str, Any]], object] | None = None,
 ) -> Split:
     """The feeds of all `data` in three parts (see split_feeds), held against the model's inputs.
 
     evaluate: feeds kept for the final comparison. labels, evaluate_labels: a file with one label a feed. preprocessing:
-    what is done to pictures. Without `data`: `<model>.feeds.npz` or test_data_set_* beside model_path, failing that
-    synthetic inputs, which the note says. A single folder with fit and evaluate (and select) parts is split already.
+    what is done to pictures. whole: nothing is kept for calibration, all feeds serve every part. Without `data`:
+    `<model>.feeds.npz` or test_data_set_* beside model_path, failing that synthetic inputs, which the note says.
+    Folders with fit and evaluate (and select) parts are split already and put together part by part; of such a folder
+    in `evaluate`, or with `whole`, the evaluate part is taken.
     probe: runs the model on inputs (Session.run); then synthetic inputs get sizes that the model accepts.
 
     Raises FeedError, naming file and tensor, for feeds that can't be read or don't fit; the first sample of every part
     is read at once, the others when used. Raises UsageError for wrong preprocessing.
     """
     opener = _Opener(tuple(model_inputs), _images(preprocessing), reject_nan)
-    final = opener.open(evaluate, evaluate_labels) if evaluate else None
+    final = opener.open(to_judge(evaluate), evaluate_labels) if evaluate else None
     if not evaluate and evaluate_labels is not None:
         raise FeedError("labels for evaluation are given without feeds for evaluation", "give the feeds with --eval")
-    if not data:
-        split = _without_data(opener, model_path, labels, seed, final, probe)
-    elif len(data) == 1 and (folder := _parted(data[0])) is not None:
-        split = _open_parts(opener, folder, labels, final)
+    if whole and data and final is None:
+        final = opener.open(to_judge(data), labels)
+    if whole and final is not None:
+        split = Split(final, final, final)
+    elif not data:
+        split = _without_data(opener, model_path, labels, seed, final, whole, probe)
+    elif parts := part_by_part(data):
+        split = _open_parts(opener, parts, labels, final)
     else:
         split = split_feeds(opener.open(data, labels), seed=seed, evaluate=final)
     for feeds in (split.fit, split.select, split.evaluate):
@@ -139,7 +147,8 @@ def _images(preprocessing: Images | str | None) -> Images | None:
 def _missing(path: Path) -> FeedError:
     folder = path.parent
     names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
-    return FeedError(f"{path}: no such file or folder", did_you_mean(path.name, names) if names else "check the path")
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return FeedError(f"{path}: no such file or folder", f"did you mean {close[0]!r}?" if close else "check the path")
 
 
 def _labels(path: Path, source: Source) -> list[Array]:
@@ -158,23 +167,13 @@ def _labels(path: Path, source: Source) -> list[Array]:
     return [by_name[name.name if name.name in by_name else name.stem][None] for name in names]
 
 
-def _parted(item: Data) -> Path | None:
-    """The folder, when it holds parts: at least fit and evaluate."""
-    if not isinstance(item, (str, Path)) or not Path(item).is_dir():
-        return None
-    folder = Path(item)
-    return folder if _part(folder, "fit") and _part(folder, "evaluate") else None
-
-
-def _part(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.npz")
-    return next((path for path in candidates if path.exists()), None)
-
-
-def _open_parts(opener: _Opener, folder: Path, labels: Path | str | None, final: Feeds | None) -> Split:
+def _open_parts(
+    opener: _Opener, parts: Mapping[str, Sequence[Path]], labels: Path | str | None, final: Feeds | None
+) -> Split:
     if labels is not None:
+        folder = parts["fit"][0].parent
         raise FeedError(f"{folder}: a folder with parts takes no separate labels", "put 'labels' into the .npz files")
-    found = {name: opener.open([path]) for name in PARTS if (path := _part(folder, name)) is not None}
+    found = {name: opener.open(paths) for name, paths in parts.items() if paths}
     note = "" if "select" in found else "fit serves select too"
     judge = found["evaluate"] if final is None else final
     return Split(found["fit"], found.get("select", found["fit"]), judge, note)
@@ -186,24 +185,26 @@ def _without_data(
     labels: Path | str | None,
     seed: int,
     final: Feeds | None,
+    whole: bool,
     probe: Callable[[Mapping[str, Any]], object] | None,
 ) -> Split:
+    def divided(feeds: Feeds) -> Split:
+        return Split(feeds, feeds, feeds) if whole else split_feeds(feeds, seed=seed, evaluate=final)
+
     problem = ""
     if model_path is not None:
         beside = model_path.with_name(f"{model_path.stem}.feeds.npz")
         if beside.is_file():
-            return _noted(split_feeds(opener.open([beside], labels), seed=seed, evaluate=final), f"feeds of {beside}")
+            return _noted(divided(opener.open([beside], labels)), f"feeds of {beside}")
         feeds, problem = _data_sets_beside(opener, model_path.parent, labels)
         if feeds is not None:
-            note = f"feeds of the data sets beside {model_path}"
-            return _noted(split_feeds(feeds, seed=seed, evaluate=final), note)
+            return _noted(divided(feeds), f"feeds of the data sets beside {model_path}")
     if labels is not None:
         raise FeedError(f"{labels}: labels are given without feeds", "give the feeds with --data")
     ports = opener.ports
     made_up = synthetic_feeds(ports, seed=seed) if probe is None else runnable_feeds(ports, probe, seed=seed)
     note = f"no data given: inputs are SYNTHETIC, made up from the model's signature{problem}"
-    split = split_feeds(made_up, seed=seed, evaluate=final)
-    return replace(_noted(split, note), synthetic=True, evaluate_synthetic=final is None)
+    return replace(_noted(divided(made_up), note), synthetic=True, evaluate_synthetic=final is None)
 
 
 def _data_sets_beside(opener: _Opener, folder: Path, labels: Path | str | None) -> tuple[Feeds | None, str]:

@@ -32,7 +32,7 @@ def check(
     Raises NothingCompared without real inputs, ModelError for a model onnxruntime can't load.
     """
     started = time.perf_counter()
-    if split.synthetic:
+    if split.evaluate_synthetic:
         raise NothingCompared("there are no real inputs to compare on", "give them with --data")
     of_candidate, of_reference = facts(candidate, paths[0]), facts(reference, paths[1])
     sizes = (of_reference.file_bytes, of_candidate.file_bytes)
@@ -51,7 +51,7 @@ def check(
         exit_code=1 if problems else 0,
         seed=settings.seed,
         threads=threads,
-        feeds=feed_facts(split),
+        feeds=feed_facts(split, whole=True),
         comparison=findings.comparison,
         metrics=findings.metrics,
         latency=findings.latency,

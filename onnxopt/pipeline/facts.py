@@ -17,6 +17,7 @@ from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.model.files import INLINE_LIMIT, tensors_of
 from onnxopt.report import FeedFacts, ModelFacts
+from onnxopt.report.quantities import samples
 
 _CHUNK = 1 << 22
 # compressing takes a second for every 16 MiB
@@ -54,14 +55,17 @@ def file_bytes(model: Model) -> int:
     return int(model.skeleton()[0].ByteSize()) + model.nbytes()
 
 
-def feed_facts(split: Split) -> FeedFacts:
-    """What the feeds are and how many serve which purpose."""
-    counts = f"{len(split.fit)} samples to fit, {len(split.select)} to select, {len(split.evaluate)} to evaluate"
+def feed_facts(split: Split, *, whole: bool = False) -> FeedFacts:
+    """What the feeds are and how many serve which purpose. whole: all of them evaluate, and nothing else."""
+    fit, select = (0, 0) if whole else (len(split.fit), len(split.select))
+    counts = f"{samples(fit)} to fit, {select} to select, {len(split.evaluate)} to evaluate"
+    if whole:
+        counts = f"{samples(len(split.evaluate))} to evaluate"
     return FeedFacts(
         note="; ".join(filter(None, (split.note, counts))),
-        synthetic=split.synthetic,
-        fit=len(split.fit),
-        select=len(split.select),
+        synthetic=split.evaluate_synthetic if whole else split.synthetic,
+        fit=fit,
+        select=select,
         evaluate=len(split.evaluate),
         fingerprint=split.evaluate.fingerprint,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -36,39 +36,26 @@ class Inputs:
         """
         if isinstance(self.feeds, Split):
             return self._limited(self.feeds)
-        return self._open(model, path, _sources(self.feeds), _sources(self.evaluate), self.evaluate_labels, run)
+        return self._open(model, path, run, whole=False)
 
     def open_whole(self, model: Model, path: Path | None, run: RunOnce | None = None) -> Split:
         """Feeds of which none is kept for calibration: all that are named evaluate, of a parted folder that part."""
         if isinstance(self.feeds, Split):
             return self._limited(self.feeds)
-        given, final = _sources(self.feeds), _sources(self.evaluate)
-        labels = self.evaluate_labels
-        if given and not final and not _is_parted(given):
-            # read twice: a source that can be walked only once would be empty the second time
-            given = [item if isinstance(item, (str, Path, Feeds, Sequence)) else list(item) for item in given]
-            final, labels = given, self.labels
-        return self._open(model, path, given, final, labels, run)
+        return self._open(model, path, run, whole=True)
 
-    def _open(
-        self,
-        model: Model,
-        path: Path | None,
-        given: list[Data],
-        final: list[Data],
-        labels: str | Path | None,
-        run: RunOnce | None,
-    ) -> Split:
+    def _open(self, model: Model, path: Path | None, run: RunOnce | None, *, whole: bool) -> Split:
         session = Session(model, optimize=False)
         split = open_feeds(
-            given,
+            _sources(self.feeds),
             session.inputs,
-            evaluate=final,
+            evaluate=_sources(self.evaluate),
             labels=self.labels,
-            evaluate_labels=labels,
+            evaluate_labels=self.evaluate_labels,
             model_path=path,
             preprocessing=self.images,
             seed=self.seed,
+            whole=whole,
             probe=run or session.run,
         )
         return self._limited(split)
@@ -77,7 +64,7 @@ class Inputs:
         if self.samples is None:
             return split
         parts = [part.take(self.samples) for part in (split.fit, split.select, split.evaluate)]
-        return Split(parts[0], parts[1], parts[2], split.note, split.synthetic)
+        return replace(split, fit=parts[0], select=parts[1], evaluate=parts[2])
 
 
 def _sources(feeds: FeedsLike) -> list[Data]:
@@ -92,11 +79,3 @@ def _sources(feeds: FeedsLike) -> list[Data]:
     if items and all(isinstance(item, Mapping) for item in items):
         return [items]
     return list(items)
-
-
-def _is_parted(sources: list[Data]) -> bool:
-    """Whether it is one folder that holds its parts by name."""
-    if len(sources) != 1 or not isinstance(sources[0], (str, Path)) or not Path(sources[0]).is_dir():
-        return False
-    folder = Path(sources[0])
-    return all(any((folder / name).exists() for name in (part, f"{part}.npz")) for part in ("fit", "evaluate"))

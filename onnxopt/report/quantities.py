@@ -12,6 +12,11 @@ def count(number: int) -> str:
     return f"{number:,}"
 
 
+def samples(number: int) -> str:
+    """1 sample, 1,200 samples."""
+    return "1 sample" if number == 1 else f"{count(number)} samples"
+
+
 def size(number: int) -> str:
     """Bytes in decimal units, as file managers and data sheets count them: 1.47 MB."""
     value = float(number)

@@ -184,7 +184,7 @@ def _notes(records: Sequence[PassRecord]) -> Iterator[Line]:
 def _comparison(comparison: ComparisonFigures | None) -> Iterator[Line]:
     if comparison is None:
         return
-    yield (Span(f"closeness to {comparison.against}, {_samples(comparison.samples)}", "head"),)
+    yield (Span(f"closeness to {comparison.against}, {q.samples(comparison.samples)}", "head"),)
     shown = sorted(comparison.outputs, key=lambda output: output.problem is None)
     rows = [["output", "type", "SQNR", "max |d|", "of max |y|", "argmax", "equal"]]
     rows += [_figures(output) for output in shown[:12]]
@@ -210,10 +210,6 @@ def _figures(output: OutputFigures) -> list[str]:
         q.share(output.argmax_agreement),
         q.share(output.agreement),
     ]
-
-
-def _samples(number: int) -> str:
-    return "1 sample" if number == 1 else f"{q.count(number)} samples"
 
 
 def _feeds(report: Report) -> Iterator[Line]:

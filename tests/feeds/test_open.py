@@ -49,6 +49,75 @@ def test_a_folder_with_parts_is_split_already(tmp_path: Path, nested: bool) -> N
     assert "fit serves select too" in split.note
 
 
+def parted(folder: Path, first: int, *names: str) -> Path:
+    """A folder whose parts hold one feed each, counted from `first`."""
+    folder.mkdir()
+    for number, name in enumerate(names, start=first):
+        np.savez(folder / f"{name}.npz", x=row(number, 0, 0))
+    return folder
+
+
+def test_several_parted_folders_are_merged_part_by_part(tmp_path: Path) -> None:
+    one = parted(tmp_path / "one", 0, "fit", "select", "evaluate")
+    two = parted(tmp_path / "two", 10, "fit", "evaluate")
+    split = open_feeds([one, two], [X])
+    assert (indices(split.fit), indices(split.select), indices(split.evaluate)) == ([0, 10], [1], [2, 11])
+    assert split.note == ""
+
+
+def test_a_parted_folder_beside_other_data_is_refused(tmp_path: Path) -> None:
+    folder = parted(tmp_path / "one", 0, "fit", "select", "evaluate")
+    for other in (save_rows(tmp_path / "data.npz", 4), [{"x": row(1, 0, 0)}]):
+        with pytest.raises(FeedError, match=r"one is parted already .* is not"):
+            open_feeds([folder, other], [X])
+    split = open_feeds([folder / "fit.npz", tmp_path / "data.npz"], [X])
+    assert len(all_indices(split)) == 5
+
+
+@pytest.mark.parametrize(
+    ("held", "missing"),
+    [(("evaluate",), "fit"), (("fit",), "evaluate"), (("select",), "fit"), (("select", "evaluate"), "fit")],
+)
+def test_a_folder_that_lacks_a_part_says_which(held: tuple[str, ...], missing: str, tmp_path: Path) -> None:
+    folder = parted(tmp_path / "one", 0, *held)
+    with pytest.raises(FeedError, match=f"it holds {held[0]}.npz.*, but no {missing} part"):
+        open_feeds([folder], [X])
+    (folder / f"{held[0]}").mkdir()
+    with pytest.raises(FeedError, match=f"both {held[0]}/ and {held[0]}.npz"):
+        open_feeds([folder], [X])
+
+
+def test_evaluation_takes_the_evaluate_part(tmp_path: Path) -> None:
+    folder = parted(tmp_path / "one", 0, "fit", "select", "evaluate")
+    data = save_rows(tmp_path / "data.npz", 4)
+    assert indices(open_feeds([data], [X], evaluate=[folder]).evaluate) == [2]
+    only = parted(tmp_path / "only", 7, "evaluate")
+    assert indices(open_feeds([folder], [X], evaluate=[only, data]).evaluate) == [7, 0, 1, 2, 3]
+    with pytest.raises(FeedError, match="no evaluate part"):
+        open_feeds([data], [X], evaluate=[parted(tmp_path / "fit", 0, "fit")])
+
+
+def test_whole_keeps_nothing_for_calibration(tmp_path: Path) -> None:
+    folder, data = parted(tmp_path / "one", 5, "fit", "evaluate"), save_rows(tmp_path / "net.feeds.npz", 4)
+    assert indices(open_feeds([data], [X], whole=True).evaluate) == [0, 1, 2, 3]
+    assert indices(open_feeds([iter([{"x": row(3, 0, 0)}])], [X], whole=True).evaluate) == [3]
+    assert indices(open_feeds([data, folder], [X], whole=True).evaluate) == [0, 1, 2, 3, 6]
+    beside = open_feeds([], [X], whole=True, model_path=tmp_path / "net.onnx")
+    assert indices(beside.evaluate) == [0, 1, 2, 3]
+    assert "net.feeds.npz" in beside.note
+    given = open_feeds([], [X], evaluate=[data], whole=True)
+    assert (indices(given.evaluate), given.synthetic, given.evaluate_synthetic) == ([0, 1, 2, 3], False, False)
+    assert open_feeds([], [X], whole=True).evaluate_synthetic
+
+
+def test_a_wrong_path_in_a_full_folder_names_no_more_than_one(tmp_path: Path) -> None:
+    for number in range(45):
+        (tmp_path / f"file_{number}.npz").touch()
+    with pytest.raises(FeedError) as caught:
+        open_feeds([tmp_path / "quite_another_name"], [X])
+    assert caught.value.remedy == "check the path"
+
+
 def test_evaluation_feeds_are_kept_apart(tmp_path: Path) -> None:
     data = save_rows(tmp_path / "data.npz", 8)
     final = save_rows(tmp_path / "final.npz", 3)
