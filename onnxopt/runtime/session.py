@@ -92,6 +92,8 @@ def _options(optimize: bool, threads: int, optimized_path: Path | None) -> Any:
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL
     # Idle threads of one session would spin on the cores that another one is timed on.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # by itself the runtime would take a file whose bytes say so for another format than the one that was checked
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimize:
         options.add_session_config_entry("session.disable_prepacking", "1")
     if optimized_path is not None:

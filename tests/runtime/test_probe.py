@@ -197,6 +197,17 @@ def test_large_weights_are_given_more() -> None:
     probed(made, {"x": np.ones((1, 4096), np.float32)}, memory_bytes=300 << 20)
 
 
+def test_a_file_that_reads_as_another_format_too_is_read_as_the_one_that_was_checked(tmp_path: Path) -> None:
+    """Bytes 4 to 7 of an onnxruntime flatbuffer are ORTM; a producer of that name puts them there as well."""
+    made = build(NEG)
+    made.producer_name = "ORTM"
+    path = tmp_path / "both.ort"
+    path.write_bytes(made.SerializeToString())
+    assert path.read_bytes()[4:8] == b"ORTM"
+    with Probe(load(path), path, DEFAULT) as opened:
+        opened.prove({"x": np.ones(1, np.float32)})
+
+
 def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
