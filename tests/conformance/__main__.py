@@ -53,10 +53,18 @@ def main(arguments: list[str]) -> int:
                 _judge(variant, columns, counts, tally, options.verbose)
     print(f"{len(chosen)} models, as they are and frozen")
     print("rewritten models run: " + ", ".join(f"{count} by {name}" for name, count in tally.runs.items()))
-    print(f"{'':24}" + "".join(f"{verdict.value:>11}" for verdict in Verdict))
-    for name, counter in counts.items():
-        print(f"{name:24}" + "".join(f"{counter[verdict]:11}" for verdict in Verdict))
+    for row in _table(counts):
+        print(row)
     return int(any(counter[verdict] for counter in counts.values() for verdict in Verdict if verdict.is_fault))
+
+
+def _table(counts: dict[str, Counter[Verdict]]) -> list[str]:
+    width = max(map(len, counts))
+    rows = [" " * width + "".join(f"  {verdict.value:>5}" for verdict in Verdict)]
+    for name, counter in counts.items():
+        cells = "".join(f"  {counter[verdict]:{max(5, len(verdict.value))}}" for verdict in Verdict)
+        rows.append(f"{name:{width}}{cells}")
+    return rows
 
 
 def _judge(

@@ -8,6 +8,7 @@ from onnx import helper
 
 from onnxopt.model import Model
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult
+from tests.conformance import __main__ as command
 from tests.conformance.__main__ import PASSES, make
 from tests.conformance.corpus import Case, cases, frozen
 from tests.conformance.judge import Tally, Verdict, expected, expected_of_reference, judge
@@ -150,3 +151,18 @@ def test_the_reference_evaluator_judges_what_onnxruntime_cannot_load() -> None:
     verdict, detail = judge(case, [Broken()])
     assert verdict is Verdict.WRONG
     assert detail.startswith("reference evaluator")
+
+
+def test_the_command_prints_a_table_and_answers_by_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = proto("g (float[2] x) => (float[2] y) { y = Neg(x) }")
+    case = Case("one", source, {"x": np.array([1, -1], np.float32)})
+    monkeypatch.setattr(command, "cases", lambda: (case,))
+    assert command.main(["dedup", "prune"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("1 models, as they are and frozen\n")
+    assert [line.split()[0] for line in printed.splitlines()[-3:]] == ["dedup", "prune", "all"]
+    monkeypatch.setattr(command, "make", lambda _text: Broken())
+    assert command.main(["broken"]) == 1
+    assert "wrong: one after broken: y: " in capsys.readouterr().out

@@ -78,7 +78,8 @@ def test_the_python_of_writing_a_pass_runs(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["README.md", "docs/design.md", "docs/writing-a-pass.md", "docs/cli.md", "CHANGELOG.md"]
+    "path",
+    ["README.md", "docs/design.md", "docs/writing-a-pass.md", "docs/cli.md", "docs/conformance.md", "CHANGELOG.md"],
 )
 def test_links_and_paths_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text()
