@@ -76,6 +76,14 @@ class SharedFile:
                 self._map = weakref.ref(known)
             return known
 
+    def is_in_place(self) -> bool:
+        """Whether its path still leads to the file that was loaded, in the size it had."""
+        try:
+            status = self.path.lstat()
+        except OSError:
+            return False
+        return (status.st_dev, status.st_ino, status.st_size) == (*self._identity, self.size)
+
     @contextlib.contextmanager
     def _opened(self) -> Iterator[int]:
         """A descriptor of the file as it was when the model was loaded."""
@@ -125,6 +133,16 @@ class FileSlice:
         """The bytes, `size` at a time, none of them kept. Raises ModelError when the file became shorter."""
         for start in range(0, self.length, size):
             yield self.read(start, min(size, self.length - start))
+
+    def place(self, folder: Path) -> tuple[str, int, int] | None:
+        """(location below the folder, offset, length) while the file is there as it was loaded, else None."""
+        if not self.file.is_in_place():
+            return None
+        try:
+            location = self.file.path.resolve().relative_to(folder.resolve())
+        except (OSError, ValueError):
+            return None
+        return location.as_posix(), self.offset, self.length
 
     def view(self) -> memoryview:
         """The bytes as a read-only map of the file. Raises ModelError when the file became shorter."""

@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,12 @@ class TensorData(LazyValues):
     def raw_bytes(self) -> bytes:
         """The values as the bytes of `raw_data`, a copy of what lies in a file; `chunks` for what may be large."""
         return self.to_raw_proto().raw_data if self._raw is None else bytes(self._raw)
+
+    def place(self, folder: Path) -> tuple[str, int, int] | None:
+        """(location below the folder, offset, length) of values that lie in a file there as they are, else None."""
+        if not isinstance(self._raw, FileSlice) or len(self._raw) != self.nbytes:
+            return None
+        return self._raw.place(folder)
 
     def chunks(self, size: int = CHUNK) -> Iterator[Any]:
         """The bytes of `raw_data`, bytes-like, at most `size` at a time, none of them kept; not for strings.

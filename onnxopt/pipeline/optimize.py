@@ -103,6 +103,8 @@ class Run:
             return judge_sizes(sizes, self.demands)
         threads = self.settings.threads
         rule = self._rule(records)
+        # its session packs the weights once more: it is gone before the two that are compared come
+        noise = stages.noise if rule == "rounding" else None
         pair = Pair(Session(self.reference, threads=threads), Session(model, threads=threads), sizes)
         return conclude(
             pair,
@@ -112,7 +114,7 @@ class Run:
             rule=rule,
             compute_dtype=stages.compute_dtype,
             random=stages.random,
-            noise=stages.noise if rule == "rounding" else None,
+            noise=noise,
             progress=self.progress,
         )
 

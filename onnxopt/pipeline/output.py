@@ -65,6 +65,7 @@ def save(
     inputs = [sample.inputs for sample in samples]
     session = Session(model, threads=threads)
     expected = [session.run(values) for values in inputs]
+    del session  # and its packed weights, before the file is made in memory
 
     def prove(temporary: Path) -> None:
         found = run_saved(temporary, inputs, timeout, threads=threads)

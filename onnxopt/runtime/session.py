@@ -27,7 +27,8 @@ _FATAL_ONLY = 4
 class Session:
     """A model loaded into onnxruntime's CPU provider, sequential, with a fixed number of threads.
 
-    model: a Model (weights of its main graph are handed over without a copy), the path of a file, or serialized bytes.
+    model: a Model (large weights of its main graph are mapped or handed over, never part of a message), the path of a
+    file, or serialized bytes.
     optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL without prepacked weights: a kernel given a computed weight sums in
     another order than one that packed a constant, so only then are equal values equal bits. threads: for the
     operators. optimized_path: where onnxruntime writes the model as it optimised it; needs `optimize`.
@@ -117,7 +118,28 @@ def _source(model: ModelSource, options: Any) -> tuple[str | bytes, list[Any]]:
             raise UsageError(f"{model}: no such file", "check the path of the model")
         return os.fspath(model), []
     proto, tensors = model.skeleton()
-    return proto.SerializeToString(), _hand_over(tensors, options)
+    inside = _refer_to_files(proto, tensors, model.path.parent, options) if model.path is not None else set()
+    left = {name: data for name, data in tensors.items() if name not in inside}
+    return proto.SerializeToString(), _hand_over(left, options)
+
+
+def _refer_to_files(proto: Any, tensors: Mapping[str, TensorData], folder: Path, options: Any) -> set[str]:
+    """Let onnxruntime map the values that lie in files beside the model, where handing them over makes it copy them.
+
+    Returns the names of those tensors. They count as the same bytes: a file that was replaced is not referred to.
+    """
+    found = set()
+    for tensor in proto.graph.initializer:
+        place = tensors[tensor.name].place(folder) if tensor.name in tensors else None
+        if place is None or not place[2]:
+            continue
+        del tensor.external_data[:]
+        for key, value in zip(("location", "offset", "length"), place, strict=True):
+            tensor.external_data.add(key=key, value=str(value))
+        found.add(tensor.name)
+    if found:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
+    return found
 
 
 def _hand_over(tensors: Mapping[str, TensorData], options: Any) -> list[Any]:

@@ -208,7 +208,7 @@ def test_packed_types_are_unpacked(name: str, code: int, values: list[int]) -> N
 def test_a_model_hands_its_weights_over(weights: NDArray[Any]) -> None:
     models = pytest.importorskip("onnxopt.model")
     proto = build(f"f (float[{weights.size}] x) => (float[{weights.size}] y) {{ c = Cast<to=1>(w)\n y = Add(x, c) }}")
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(weights, "w"))
+    proto.graph.initializer.append(numpy_helper.from_array(weights, "w"))
     session = Session(models.load(proto))
     x = np.full(weights.size, 0.5, np.float32)
     np.testing.assert_array_equal(session.run({"x": x})["y"], weights.astype(np.float32) + x)
@@ -228,3 +228,39 @@ def test_a_large_initializer_that_nobody_reads_is_no_obstacle() -> None:
     )
     x = np.arange(32, dtype=np.float32)[None]
     assert np.array_equal(Session(load(proto)).run({"x": x})["y"], x)
+
+
+def test_values_in_files_are_mapped_not_copied(tmp_path: Path) -> None:
+    weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    source = build("g (float[1,64] x) => (float[1,64] y) { t = MatMul(x, w) y = Add(t, b) }")
+    source.graph.initializer.extend(
+        [numpy_helper.from_array(weights, "w"), numpy_helper.from_array(weights[:16].reshape(1, 1024), "u")]
+    )
+    source.graph.initializer.append(numpy_helper.from_array(np.ones((1, 64), np.float32), "b"))
+    source.graph.node.insert(0, helper.make_node("Identity", ["u"], ["unused"]))
+    path = tmp_path / "net.onnx"
+    inputs = {"x": np.ones((1, 64), np.float32)}
+    expected = Session(load(source), optimize=False).run(inputs)["y"]
+    load(source).save(path, external_data="always")
+    model = load(path)
+    session = Session(model, optimize=False)
+    assert session._kept[0] == {}  # nothing had to be handed over
+    assert np.array_equal(session.run(inputs)["y"], expected)
+    model.graph.nodes[1].inputs[1].values = weights * 2
+    changed = Session(model, optimize=False)
+    assert list(changed._kept[0]) == ["w"]
+    assert np.allclose(changed.run(inputs)["y"], (expected - 1) * 2 + 1, atol=1e-4)
+
+
+def test_a_file_that_was_replaced_is_not_mapped(tmp_path: Path) -> None:
+    weights = np.arange(512, dtype=np.float32)
+    source = build("g (float[512] x) => (float[512] y) { y = Add(x, w) }")
+    source.graph.initializer.append(numpy_helper.from_array(weights, "w"))
+    load(source).save(tmp_path / "net.onnx", external_data="always")
+    model = load(tmp_path / "net.onnx")
+    (sidecar,) = tmp_path.glob("*.onnxdata")
+    (tmp_path / "other").write_bytes(bytes(2048))
+    (tmp_path / "other").replace(sidecar)
+    session = Session(model, optimize=False)
+    assert list(session._kept[0]) == ["w"]
+    assert np.array_equal(session.run({"x": np.zeros(512, np.float32)})["y"], weights)
