@@ -107,6 +107,7 @@ class _Work:
         self.skipped: list[Skip] = []
         self.stored: dict[Key, tuple[Constant, Constant]] = {}
         self.done: set[Node] = set()
+        self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
 
     def without_data(self) -> int:
         """Every layer stays float."""
@@ -139,6 +140,7 @@ class _Work:
         logarithmic = before_logarithms(self.model)
         for found in find_layers(self.model):
             if isinstance(found, Layer):
+                self.layers[found.node] = found
                 node, layer = found.node, self._without_uncovered_clip(found)
                 reason = self._unfit(layer, logarithmic)
                 if reason is None:
@@ -326,8 +328,30 @@ class _Work:
                 self.writer.constant(f"{found.weight.name}_codes", codes),
                 self.writer.constant(f"{found.weight.name}_scale", scales),
             )
-        self.changes.append(Change("stored", _place(found), "int8 rows" if found.node.op == "Gather" else "int8"))
-        self.writer.store(found, *self.stored[key], between)
+        codes, scales = self.stored[key]
+        detail = "int8 rows" if found.node.op == "Gather" else "int8"
+        if self._correct_stored(found, codes, scales):
+            detail += ", bias corrected"
+        self.changes.append(Change("stored", _place(found), detail))
+        self.writer.store(found, codes, scales, between)
+
+    def _correct_stored(self, found: storage.Stored, codes: Constant, scales: Constant) -> bool:
+        """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
+        layer = self.layers.get(found.node)
+        if layer is None or layer.node.op == "MatMul" or not self.options.correct_bias:
+            return False
+        mean = self.statistics.channel_mean(layer.activation)
+        given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+        bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
+        grows = not isinstance(given, Constant) and storage.saved_bytes([found]) < bias.nbytes + storage.NODE_BYTES
+        if mean is None or grows:
+            return False
+        rounded = LayerWeight(codes.values, scales.values.reshape(-1), 1.0, 0)
+        group = int(layer.node.attrs.get("group", 1))
+        error = mean_output_error(found.weight.values, rounded, layer.layout, group, mean)
+        corrected = self.writer.constant(f"{found.weight.name}_bias", (bias - error).astype(np.float32))
+        self.writer.set_input(layer.node, 2, corrected, layer.body)
+        return True
 
     def _report_unstored(self, readers: list[storage.Stored], reason: str) -> None:
         """One entry for each reader that has none yet for the same reason."""

@@ -121,6 +121,63 @@ def test_layers_that_share_a_weight_take_it_together() -> None:
     assert model.nbytes() < 0.4 * original.nbytes()
 
 
+# biases of layers that are only stored
+
+STORED: dict[str, tuple[str, tuple[int, ...], dict[str, tuple[int, ...]]]] = {
+    "conv": ("Conv<pads = [1, 1, 1, 1]>(x, w, b)", (1, 16, 24, 24), {"w": (32, 16, 3, 3), "b": (32,)}),
+    "conv without bias": ("Conv(x, w)", (1, 16, 24, 24), {"w": (32, 16, 3, 3)}),
+    "grouped conv": ("Conv<group = 4>(x, w, b)", (1, 16, 24, 24), {"w": (32, 4, 3, 3), "b": (32,)}),
+    "gemm": ("Gemm(x, w, b)", (16, 64), {"w": (64, 32), "b": (32,)}),
+    "gemm with a row as bias": ("Gemm(x, w, b)", (16, 64), {"w": (64, 32), "b": (1, 32)}),
+    "transposed gemm": ("Gemm<transB = 1>(x, w, b)", (16, 64), {"w": (32, 64), "b": (32,)}),
+}
+
+
+def mean_error(original: Model, model: Model, feed: dict[str, Array], axis: int) -> float:
+    """Largest mean error of any channel."""
+    difference = Session(model).run(feed)["y"] - Session(original).run(feed)["y"]
+    others = tuple(i for i in range(difference.ndim) if i != axis)
+    return float(np.abs(difference.mean(axis=others)).max())
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_the_mean_error_of_stored_weights_goes_into_the_bias(kind: str) -> None:
+    layer, shape, sizes = STORED[kind]
+    dims = ", ".join(map(str, shape))
+    text = f"g (float[{dims}] x) => (float y) {{ s = {layer}  m = Mul(s, k)  y = Neg(m) }}"
+    values = {name: weight(*size) for name, size in sizes.items()} | {"k": np.array(2, np.float32)}
+    feeds = [{"x": normal(*shape, seed=seed) + np.float32(3)} for seed in range(4)]
+    errors = []
+    for correct in (True, False):
+        model = parse(text, values)
+        result = quantize(model, feeds, min_sqnr=1000.0, correct_bias=correct)
+        assert [change.detail for change in result.changes] == ["int8, bias corrected" if correct else "int8"]
+        errors.append(mean_error(parse(text, values), model, feeds[0], 1))
+    assert errors[0] < 0.3 * errors[1]
+
+
+def test_a_bias_that_would_cost_what_storage_saves_is_not_added() -> None:
+    text = "g (float[1, 256, 40] x) => (float y) { a = Conv<group = 256>(x, w)  y = Neg(a) }"
+    feeds = [{"x": normal(1, 256, 40) + np.float32(3)}]
+    model = parse(text, {"w": weight(256, 1, 3)})
+    assert [change.detail for change in quantize(model, feeds, min_sqnr=1000.0).changes] == ["int8"]
+    model = parse(text, {"w": weight(256, 1, 9)})
+    assert [change.detail for change in quantize(model, feeds, min_sqnr=1000.0).changes] == ["int8, bias corrected"]
+
+
+def test_without_a_known_mean_a_bias_stays_as_it_is() -> None:
+    text = """g (float[16, 64] x, bool which) => (float y) {
+      y = If (which) < then_branch = t () => (float u) { u = Gemm(x, w, b) },
+                       else_branch = e () => (float v) { v = Neg(x) }> }"""
+    values = {"w": weight(64, 32), "b": normal(32)}
+    model = parse(text, values)
+    result = quantize(model, [{"x": normal(16, 64), "which": np.array(True)}], min_sqnr=1000.0)
+    assert [change.detail for change in result.changes] == ["int8"]
+    assert np.array_equal(nodes(model, "Gemm")[0].inputs[2].values, values["b"])
+    plain = parse("g (float[16, 64] x) => (float y) { y = Gemm(x, w, b) }", values)
+    assert [change.detail for change in quantize(plain, None).changes] == ["int8"]
+
+
 # infinities
 
 GEMM = "g (float[2, 192] x) => (float y, float z) { %s  z = Gemm(x, g) }"
