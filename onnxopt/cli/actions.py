@@ -7,7 +7,7 @@ from typing import Any
 
 from onnxopt import api
 from onnxopt.cli.terminal import show, spinner, tell
-from onnxopt.errors import OnnxoptError
+from onnxopt.errors import OnnxoptError, UsageError
 
 
 def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, **settings: Any) -> int:
@@ -23,12 +23,12 @@ def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, 
             result = error.result
         else:
             refused = None
-    show(result.report, verbose, quiet)
+    shown = show(result.report, verbose, quiet)
     if refused is not None:
         raise refused
     if result.report.exit_code:
         tell(result.report.reason, f"it was kept as {result.path}" if result.path else "loosen the budget")
-    return result.report.exit_code
+    return result.report.exit_code or _code(shown)
 
 
 def check_file(candidate: str, reference: str, *, verbose: int, quiet: bool, **settings: Any) -> int:
@@ -37,10 +37,15 @@ def check_file(candidate: str, reference: str, *, verbose: int, quiet: bool, **s
         report = api.check(
             Path(candidate), Path(reference), _or_none(settings.pop("data")), progress=progress, **_named(settings)
         )
-    show(report, verbose, quiet)
+    shown = show(report, verbose, quiet)
     if report.exit_code:
         tell(f"the candidate failed the check: {report.reason}", "see the report for what differs most")
-    return report.exit_code
+    return report.exit_code or _code(shown)
+
+
+def _code(shown: bool) -> int:
+    """The exit code of a run that passed."""
+    return 0 if shown else UsageError.exit_code
 
 
 def _named(settings: dict[str, Any]) -> dict[str, Any]:

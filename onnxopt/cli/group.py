@@ -46,6 +46,10 @@ class Interrupted(BaseException):
     """Ctrl-C. click would print an empty line of its own for KeyboardInterrupt."""
 
 
+class ReaderGone(BaseException):
+    """Nobody reads stdout any more. click would end the process with exit code 1 for BrokenPipeError."""
+
+
 class DefaultGroup(click.Group):
     """A group whose first word may be a model instead of a command: then `optimize` is meant."""
 
@@ -57,10 +61,21 @@ class DefaultGroup(click.Group):
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        """Read the words; `--help` is printed here. Raises ReaderGone for a closed pipe."""
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. Raises Interrupted on Ctrl-C."""
+        """Run the command. Raises Interrupted on Ctrl-C, ReaderGone for a closed pipe."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGone from error
         except KeyboardInterrupt as error:
             raise Interrupted from error
 

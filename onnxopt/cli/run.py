@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import traceback
@@ -12,17 +11,21 @@ from types import FrameType
 import click
 
 from onnxopt.cli.commands import root
-from onnxopt.cli.group import Interrupted, translate
-from onnxopt.cli.terminal import tell
-from onnxopt.errors import INTERRUPTED, OnnxoptError
+from onnxopt.cli.group import Interrupted, ReaderGone, translate
+from onnxopt.cli.terminal import abandon, tell
+from onnxopt.errors import INTERRUPTED, OnnxoptError, UsageError
 
 _UNEXPECTED = 4
-_BROKEN_PIPE = 141
-_TERMINATED = 143
+# signals that ask to leave: SIGTERM, and SIGHUP where a terminal is closed
+_LEAVE = ("SIGTERM", "SIGHUP")
 
 
 class Terminated(BaseException):
-    """SIGTERM. Not SystemExit, which a pass may raise too."""
+    """A signal that asks to leave. Not SystemExit, which a pass may raise too."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number
 
 
 def run(words: Sequence[str]) -> int:
@@ -37,13 +40,20 @@ def run(words: Sequence[str]) -> int:
     except (Interrupted, KeyboardInterrupt, click.Abort):
         tell("interrupted", "an output is written whole or not at all, and last; run again")
         return INTERRUPTED
-    except Terminated:
+    except Terminated as error:
         tell("terminated", "an output is written whole or not at all, and last; run again")
-        return _TERMINATED
-    except BrokenPipeError:
-        # the reader went away; keep the interpreter from failing on it once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _BROKEN_PIPE
+        return error.exit_code
+    except ReaderGone:
+        # a report's reader is dealt with where it is shown, so only help or a list was cut short
+        abandon(sys.stdout)
+        return 0
+    except OSError as error:
+        abandon(sys.stdout)
+        place = f"{error.filename}: " if error.filename else ""
+        refused = UsageError(
+            f"the system refused to read or write: {place}{error.strerror or error}", "check space and permissions"
+        )
+        return _tell(refused, verbose)
     except Exception as error:  # noqa: BLE001  the last resort: one line instead of a traceback
         if verbose:
             traceback.print_exc()
@@ -67,13 +77,19 @@ def _wants_traceback(words: Sequence[str]) -> bool:
 
 
 def end_cleanly_when_terminated() -> None:
-    """Let SIGTERM unwind the stack, so that temporary files and child processes go."""
+    """Let SIGTERM and SIGHUP unwind the stack, so that temporary files and child processes go.
 
-    def leave(_number: int, _frame: FrameType | None) -> None:
-        raise Terminated
+    Who ignores one of them from the start, as nohup does, goes on ignoring it.
+    """
 
-    if hasattr(signal, "SIGTERM"):
+    def leave(number: int, _frame: FrameType | None) -> None:
+        raise Terminated(number)
+
+    for name in _LEAVE:
+        number = getattr(signal, name, None)
+        if number is None or signal.getsignal(number) == signal.SIG_IGN:
+            continue
         try:
-            signal.signal(signal.SIGTERM, leave)
+            signal.signal(number, leave)
         except ValueError:  # not in the main thread
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,10 +19,44 @@ _STYLES = {"head": "bold", "dim": "dim", "good": "green", "bad": "red", "warn": 
 _PLAIN = ("NO_COLOR", "CI")
 
 
-def show(report: Report, verbose: int, quiet: bool) -> None:
-    """Print the report on stdout."""
+def hold_streams() -> None:
+    """Open what stands for closed standard streams, so that no file of ours gets their numbers and their talk.
+
+    Characters that stdout's encoding lacks are written as escapes.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def abandon(stream: Any) -> None:
+    """Let what is still to be written to a stream that failed go nowhere: the interpreter writes it again at exit."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        hole = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(hole, stream.fileno())
+        os.close(hole)
+
+
+def show(report: Report, verbose: int, quiet: bool) -> bool:
+    """Print the report on stdout. Returns whether it could be; a reader that went away is no failure."""
     if quiet:
-        return
+        return True
+    try:
+        _print(report, verbose)
+    except BrokenPipeError:
+        abandon(sys.stdout)
+    except OSError as error:
+        abandon(sys.stdout)
+        tell(f"can't write the report to stdout: {error.strerror or error}", "redirect it elsewhere, or use --report")
+        return False
+    return True
+
+
+def _print(report: Report, verbose: int) -> None:
     from onnxopt.report.text_view import lines, plain
 
     if not _fancy(sys.stdout):
@@ -37,8 +72,15 @@ def show(report: Report, verbose: int, quiet: bool) -> None:
 
 def tell(cause: str, remedy: str) -> None:
     """One line of cause and one of remedy on stderr."""
-    click.echo(f"error: {' '.join(cause.split())}", err=True)
-    click.echo(f"hint: {' '.join(remedy.split())}", err=True)
+    _say(f"error: {' '.join(cause.split())}\nhint: {' '.join(remedy.split())}")
+
+
+def _say(text: str) -> None:
+    """Write to stderr, where it can be written to."""
+    try:
+        click.echo(text, err=True)
+    except OSError:
+        abandon(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -75,11 +117,11 @@ def _steps() -> Callable[[str, int, int], None]:
     def step(what: str, _done: int, _total: int) -> None:
         if what != last[0]:
             last[0] = what
-            click.echo(what, err=True)
+            _say(what)
 
     return step
 
 
 def _fancy(stream: Any) -> bool:
     """Whether a person watches who did not ask for plain text."""
-    return bool(stream.isatty()) and not any(os.environ.get(name) for name in _PLAIN)
+    return stream is not None and bool(stream.isatty()) and not any(os.environ.get(name) for name in _PLAIN)

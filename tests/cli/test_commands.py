@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 import os
 import re
 import signal
@@ -12,9 +14,10 @@ import onnx
 import pytest
 
 import onnxopt
+from onnxopt import api
 from onnxopt.cli import terminal
 from onnxopt.cli.commands import root
-from onnxopt.cli.run import run
+from onnxopt.cli.run import end_cleanly_when_terminated, run
 from onnxopt.report import Report, Verdict
 from tests.pipeline.builders import BREAKING, classifier, write_example
 
@@ -278,7 +281,7 @@ def interruptible() -> None:
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_an_interrupted_run_leaves_nothing(folder: Path, number: signal.Signals, code: int) -> None:
     words = [*COMMAND, "net.onnx", "--passes", f"{BREAKING}:Wait", "--data", "data.npz"]
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -335,15 +338,65 @@ sys.exit(run(["net.onnx", "--passes", {GOOD!r}, "--data", "data.npz", "--latency
     assert sorted(path.name for path in folder.iterdir()) == ["data.npz", "net.onnx", "running"]
 
 
-def test_a_closed_pipe_is_no_error(folder: Path) -> None:
-    done = subprocess.run(
-        f"{sys.executable} -P -m onnxopt --help | head -n 1; echo ${{PIPESTATUS[0]}}",
-        shell=True,
-        executable="/bin/bash",
+def test_who_ignores_the_end_of_its_terminal_goes_on_ignoring_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    caught: list[int] = []
+    monkeypatch.setattr(
+        signal, "getsignal", lambda number: signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL
+    )
+    monkeypatch.setattr(signal, "signal", lambda number, _handler: caught.append(number))
+    end_cleanly_when_terminated()
+    assert caught == [signal.SIGTERM]
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """A line of bash in which $onnxopt is the command."""
+    return subprocess.run(
+        ["/bin/bash", "-c", line],
+        env={**os.environ, "onnxopt": " ".join(COMMAND)},
         capture_output=True,
         text=True,
-        timeout=60,
-        check=True,
+        timeout=120,
+        check=False,
     )
-    assert "Traceback" not in done.stderr
-    assert done.stdout.startswith("Usage:")
+
+
+def test_a_reader_that_went_away_changes_no_exit_code(folder: Path) -> None:
+    fast = f"--passes {GOOD} --data data.npz --latency-seconds 0"
+    done = shell(f"""
+        $onnxopt --help | true; echo ${{PIPESTATUS[0]}}
+        $onnxopt passes | true; echo ${{PIPESTATUS[0]}}
+        $onnxopt net.onnx {fast} | true; echo ${{PIPESTATUS[0]}}
+        $onnxopt net.onnx {fast} --force --max-size 1B | true; echo ${{PIPESTATUS[0]}}""")
+    assert done.stdout.split() == ["0", "0", "0", "1"]
+    assert [line.partition(" ")[0] for line in done.stderr.splitlines()] == ["error:", "hint:"]
+    assert (folder / "net.onnxopt.onnx").is_file()
+
+
+def test_closed_streams_are_no_bug(folder: Path) -> None:
+    fast = f"--passes {GOOD} --data data.npz --latency-seconds 0"
+    done = shell(f"""
+        $onnxopt net.onnx {fast} >&-; echo $?
+        $onnxopt gone.onnx {fast} 2>&-; echo $?
+        $onnxopt gone.onnx {fast} >&- 2>&- <&-; echo $?
+        $onnxopt net.onnx {fast} --dry-run --quiet >&- 2>&- <&-; echo $?""")
+    assert done.stdout.split() == ["0", "2", "2", "0"]
+    assert done.stderr == ""
+    assert api.load(folder / "net.onnxopt.onnx").node_count() == 3
+
+
+def test_a_full_disk_behind_stdout_is_told_in_two_lines(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    words = ["net.onnx", "--passes", GOOD, "--data", "data.npz", "--dry-run", *FAST]
+    monkeypatch.setattr(sys, "stdout", Full())
+    for more, code in ([], 2), (["--max-size", "1B"], 1):
+        assert run([*words, *more]) == code
+        assert "error: can't write the report to stdout: No space left on device\nhint: " in capsys.readouterr().err
+    assert run(["--help"]) == 2
+    assert "No space left on device" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stderr", Full())
+    assert run(["gone.onnx", "--passes", GOOD]) == 2
