@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from onnxopt import __version__
+from onnxopt.cli import completion as completions
 from onnxopt.cli.group import DefaultGroup, SectionCommand
 from onnxopt.cli.options import DATA, OUTPUT, RUN, budget_options, data_options, option, output_options, run_options
 
@@ -24,16 +25,24 @@ def root(context: click.Context) -> None:
 
 
 @root.command(cls=SectionCommand, short_help="Rewrite MODEL, compare, and write the result.")
-@click.argument("model", metavar="MODEL")
+@click.argument("model", metavar="MODEL", type=click.Path())
 @option(
     "-p",
     "--passes",
     required=True,
     metavar="LIST",
+    shell_complete=completions.pass_list,
     section=PASSES,
     help="What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes",
 )
-@option("--target", default="auto", metavar="NAME", section=PASSES, help="Where it will run: auto, x86, arm64, ...")
+@option(
+    "--target",
+    default="auto",
+    metavar="NAME",
+    shell_complete=completions.targets,
+    section=PASSES,
+    help="Where it will run: auto, x86, arm64, ...",
+)
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
@@ -44,7 +53,14 @@ def root(context: click.Context) -> None:
 @data_options
 @option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up.")
 @budget_options
-@option("-o", "--output", metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.onnxopt.onnx]")
+@option(
+    "-o",
+    "--output",
+    type=click.Path(),
+    metavar="FILE",
+    section=OUTPUT,
+    help="Where to write. [./MODEL.onnxopt.onnx]",
+)
 @option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx.")
 @option(
     "--external-data",
@@ -69,8 +85,15 @@ def optimize(model: str, output: str | None, no_verify: bool, verbose: int, quie
 
 
 @root.command(cls=SectionCommand, short_help="Hold CANDIDATE against a reference; the exit code is the answer.")
-@click.argument("candidate", metavar="CANDIDATE")
-@option("--reference", required=True, metavar="MODEL", section="Models", help="The model to hold it against.")
+@click.argument("candidate", metavar="CANDIDATE", type=click.Path())
+@option(
+    "--reference",
+    required=True,
+    type=click.Path(),
+    metavar="MODEL",
+    section="Models",
+    help="The model to hold it against.",
+)
 @data_options
 @budget_options
 @output_options
@@ -87,7 +110,7 @@ def check(candidate: str, reference: str, verbose: int, quiet: bool, **settings:
 
 
 @root.command(short_help="List the passes, or show one with its options.")
-@click.argument("name", required=False, metavar="[NAME]")
+@click.argument("name", required=False, metavar="[NAME]", shell_complete=completions.pass_list)
 def passes(name: str | None) -> None:
     """List the installed passes, or show the options of one: defaults, ranges, effect.
 
@@ -102,8 +125,4 @@ def passes(name: str | None) -> None:
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
     """Print the completion script of SHELL. For bash, in ~/.bashrc: eval "$(onnxopt completion bash)" ."""
-    from click.shell_completion import get_completion_class
-
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(root, {}, "onnxopt", "_ONNXOPT_COMPLETE").source())
+    click.echo(completions.script(shell, root))

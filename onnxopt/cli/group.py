@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
+from onnxopt.cli.completion import files, models
 from onnxopt.errors import OnnxoptError, UsageError, did_you_mean
 
 DEFAULT = "optimize"
@@ -78,6 +80,15 @@ class DefaultGroup(click.Group):
             raise ReaderGone from error
         except KeyboardInterrupt as error:
             raise Interrupted from error
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The first word: a command, a model, or an option of `optimize`."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            command = self.commands[DEFAULT]
+            inner = click.Context(command, info_name=DEFAULT, parent=ctx, resilient_parsing=True)
+            return found + [item for item in command.shell_complete(inner, incomplete) if item.value != "--help"]
+        return found + models(incomplete) if found else files(incomplete)
 
     def _refuse_typo(self, word: str) -> None:
         if word.startswith("-") or any(mark in word for mark in "./\\") or Path(word).exists():

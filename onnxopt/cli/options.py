@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from onnxopt.cli.completion import metrics
 from onnxopt.cli.group import SectionOption
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -34,6 +35,7 @@ data_options = combined(
     option(
         "--data",
         multiple=True,
+        type=click.Path(),
         metavar="PATH",
         section=DATA,
         help="Real inputs, repeatable: a folder of .npz files, one .npz, ONNX test_data_set_*, pictures, or "
@@ -43,12 +45,26 @@ data_options = combined(
         "--eval",
         "evaluate",
         multiple=True,
+        type=click.Path(),
         metavar="PATH",
         section=DATA,
         help="Inputs kept for the final comparison; else a fifth of --data.",
     ),
-    option("--labels", metavar="FILE", section=DATA, help="Labels of --data: .npy, .npz or .csv, one entry a feed."),
-    option("--eval-labels", "evaluate_labels", metavar="FILE", section=DATA, help="Labels of --eval."),
+    option(
+        "--labels",
+        type=click.Path(),
+        metavar="FILE",
+        section=DATA,
+        help="Labels of --data: .npy, .npz or .csv, one entry a feed.",
+    ),
+    option(
+        "--eval-labels",
+        "evaluate_labels",
+        type=click.Path(),
+        metavar="FILE",
+        section=DATA,
+        help="Labels of --eval.",
+    ),
     option("--images", metavar="SPEC", section=DATA, help="Preprocessing of pictures: size=224x224,mean=0.5,..."),
     option(
         "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds of each part."
@@ -58,6 +74,7 @@ data_options = combined(
         "metrics",
         multiple=True,
         metavar="NAME",
+        shell_complete=metrics,
         section=DATA,
         help="Task metric of both models: top1, top5, ..., or file.py:function.",
     ),
@@ -108,6 +125,7 @@ output_options = combined(
         "--report",
         "reports",
         multiple=True,
+        type=click.Path(),
         metavar="FILE",
         section=OUTPUT,
         help="Write the report, repeatable, format by suffix: .json, .txt.",
