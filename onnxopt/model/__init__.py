@@ -2,7 +2,8 @@
 
 from onnxopt.model.ir import Constant, Function, Graph, Node, Variable
 from onnxopt.model.limits import Limits, LimitsLike
-from onnxopt.model.model import Clone, Model, Snapshot, load
+from onnxopt.model.loading import load
+from onnxopt.model.model import Clone, Model, Snapshot
 from onnxopt.model.tensor_data import TensorData
 
 __all__ = [

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto
 
 from onnxopt.errors import LimitError, ModelError, UsageError, did_you_mean
-from onnxopt.model import files, stored
+from onnxopt.model import stored
 from onnxopt.model.importer import is_constant
 
 # protobuf refuses messages nested deeper than 100; a body within a body takes three levels
 DEEPEST = 31
 # what is computed may be this many times as large as what the model holds and is given
 AMPLIFICATION = 64
-# protobuf refuses messages of this many bytes
-_MESSAGE = 1 << 31
 _MANY = 1 << 62
 _VERSIONS = range(1 << 31)
 _OFF = "if you trust the model, repeat with --limits off"
@@ -176,6 +173,7 @@ def _too_deep(deepest: int, node: NodeProto) -> LimitError:
 def _check_body(body: Any, where: str, root: _Root, functions: dict[FunctionKey, Any], limits: Limits) -> int:
     """Bytes of the tensors in one body, without the bodies within; counts its nodes in `root`."""
     total = 0
+    _check_names(_names(body), where)
     for tensor in body.initializer if isinstance(body, GraphProto) else ():
         total += _check_tensor(tensor, f"initializer {tensor.name!r} of {where}", limits, external=root.external)
     for sparse in body.sparse_initializer if isinstance(body, GraphProto) else ():
@@ -186,10 +184,34 @@ def _check_body(body: Any, where: str, root: _Root, functions: dict[FunctionKey,
             root.calls[key] += 1
         else:
             root.nodes += 1
+        _check_names((node.name, *key, *node.input, *node.output), where)
         for attribute in node.attribute:
+            _check_names((attribute.name, attribute.ref_attr_name), where)
             if _may_hold_tensors(attribute):
                 total += _check_attribute(node, attribute, where, limits, external=root.external)
     return total
+
+
+def _names(body: Any) -> Iterator[str | bytes]:
+    yield body.name
+    if not isinstance(body, GraphProto):
+        yield from (body.domain, body.overload, *body.input, *body.output)
+        return
+    yield from (info.name for infos in (body.input, body.output, body.value_info) for info in infos)
+    yield from (tensor.name for tensor in body.initializer)
+    yield from (sparse.values.name for sparse in body.sparse_initializer)
+
+
+def _check_names(names: Iterable[str | bytes], where: str) -> None:
+    """protobuf gives a name that is no UTF-8 as bytes, and takes it back from nobody."""
+    for name in names:
+        if isinstance(name, bytes):
+            raise no_text(f"{where}: the name {name[:50]!r}")
+
+
+def no_text(what: str) -> ModelError:
+    """The error for text that is no UTF-8."""
+    return ModelError(f"{what} is no UTF-8", "export the model again; the file is damaged or made to do harm")
 
 
 def _may_hold_tensors(attribute: AttributeProto) -> bool:
@@ -261,23 +283,6 @@ def _at_most(figure: int, limit: int | None, what: str, unit: str) -> None:
 
 def _domain(domain: str) -> str:
     return "" if domain == "ai.onnx" else domain
-
-
-def read_file(path: Path) -> ModelProto:
-    """Parse a model file. Raises UsageError for a missing path or a device, ModelError for what is no ONNX model."""
-    if path.exists() and not path.is_dir() and not path.is_file():
-        raise UsageError(f"{path} is no regular file", "give the path of the .onnx file")
-    if path.is_file() and path.stat().st_size >= _MESSAGE:
-        raise ModelError(
-            f"{path} has {path.stat().st_size:,} bytes; protobuf reads less than 2 GiB",
-            "export the model with its weights as external data",
-        )
-    try:
-        return files.read_proto(path)
-    except ModelError as error:
-        if "MaxDepth" in str(error.__cause__):
-            raise too_deep(str(path)) from error
-        raise
 
 
 def too_deep(what: str) -> ModelError:

@@ -10,17 +10,15 @@ from pathlib import Path
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from google.protobuf.message import DecodeError
 from onnx import ModelProto, OperatorSetIdProto, TensorProto
 
-from onnxopt.errors import LimitError, ModelError
+from onnxopt.errors import ModelError
 from onnxopt.model import files, saving
 from onnxopt.model.collection import collection_paused
 from onnxopt.model.exporter import Exporter, WriteTensor, inline
 from onnxopt.model.external import ExternalData
 from onnxopt.model.importer import Importer
 from onnxopt.model.ir import Constant, Function, Graph, Node, Variable, adopt_classes
-from onnxopt.model.limits import Limits, LimitsLike, check_limits, read_file, too_deep
 from onnxopt.model.protos import copy_without
 from onnxopt.model.tensor_data import TensorData
 
@@ -290,33 +288,6 @@ class Model:
     def _export(self, write_tensor: WriteTensor) -> ModelProto:
         self.normalize()
         return Exporter(self.ir_version, write_tensor).model(self.carrier, self.graph, list(self.functions))
-
-
-def load(source: str | Path | ModelProto | Model, limits: LimitsLike = "default") -> Model:
-    """Load a model from a path, or take over a ModelProto (which is not changed).
-
-    limits: "default", "strict", "off" or `onnxopt.model.Limits`. Raises UsageError for a missing path, ModelError for a
-    file that is no valid or no safe ONNX model, LimitError for one that asks for more than `limits` allow.
-    """
-    bounds = Limits.of(limits)
-    if isinstance(source, Model):
-        return source
-    path = None if isinstance(source, ModelProto) else Path(source)
-    try:
-        proto = source if isinstance(source, ModelProto) else read_file(Path(source))
-        check_limits(proto, bounds)
-        return Model.from_proto(proto, path)
-    except DecodeError as error:  # of a proto in memory that protobuf itself could not read back
-        raise too_deep("the model") from error
-    except OSError as error:
-        raise ModelError(
-            f"{path}: its external data can't be read: {error.strerror}",
-            "put the file that holds it beside the model, readable",
-        ) from error
-    except (LimitError, ModelError) as error:
-        if path is None or str(path) in error.cause:
-            raise
-        raise type(error)(f"{path}: {error.cause}", error.remedy) from error
 
 
 def _no_folder(path: Path) -> Exception:

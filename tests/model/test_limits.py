@@ -257,6 +257,19 @@ def test_versions_without_meaning(version: int, where: str) -> None:
         load(made)
 
 
+@pytest.mark.parametrize(
+    "old", ["Relu", "the_node", "the_input", "the_output", "the_graph", "the_text", "the_producer"]
+)
+def test_text_that_is_no_utf8(old: str) -> None:
+    made = proto("the_graph (float[2] the_input) => (float[2] the_output) { the_output = Relu(the_input) }")
+    made.graph.node[0].name, made.graph.node[0].doc_string, made.producer_name = "the_node", "the_text", "the_producer"
+    raw = made.SerializeToString()
+    load(ModelProto.FromString(raw))
+    broken = ModelProto.FromString(raw.replace(old.encode(), b"\xff" * len(old)))
+    with pytest.raises(ModelError, match="is no UTF-8"):
+        load(broken)
+
+
 LIMITED: list[tuple[Limits, Callable[[], ModelProto], str]] = [
     (replace(DEFAULT, tensor_bytes=7), lambda: weight(FLOATS), "has 8 bytes; the limit is 7"),
     (replace(DEFAULT, total_bytes=7), lambda: weight(FLOATS), "8 bytes of tensors; the limit is 7"),
