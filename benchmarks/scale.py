@@ -9,8 +9,9 @@ weights   A model with GIGABYTES of external data, half of it duplicates, is loa
           Holds when the peak of memory is below 700 MB and the time at most twice that of the copy.
 verified  The same with VERIFIED gigabytes through `onnxopt.optimize`, which runs both models: the peak of memory,
           the larger of this process's and its worker's, over the bytes of the weights. Holds at 2.2 times.
-nodes     Load, sort, remove dead code and save chains of NODES and twice as many nodes. Holds below 6 s, when the
-          second takes at most 2.3 times as long as the first, and detaching 8,000 consumers takes below 2 s.
+nodes     Load, sort, remove dead code and save chains of NODES and twice as many nodes, the best of 5 interleaved
+          runs. Holds below 6 s, when the second takes at most 2.3 times as long as the first, and detaching 8,000
+          consumers takes below 2 s.
 
 Exit code 1 when one does not hold. Needs Linux, three times GIGABYTES of disk and no other load.
 """
@@ -34,7 +35,8 @@ from onnx import ModelProto, TensorProto, helper, numpy_helper
 SIDE = 4096
 WEIGHT = 4 * SIDE * SIDE
 MEMORY_LIMIT, TIME_LIMIT, VERIFIED_LIMIT = 700 << 20, 2.0, 2.2
-NODES_LIMIT, GROWTH_LIMIT, DETACH_LIMIT, DETACHED = 6.0, 2.3, 2.0, 8000
+NODES_LIMIT, GROWTH_LIMIT, DETACH_LIMIT = 6.0, 2.3, 2.0
+DETACHED, NODES_ROUNDS = 8000, 5
 
 ENGINE = """
 import sys
@@ -182,15 +184,21 @@ def verified(folder: Path, gigabytes: float) -> bool:
 
 def nodes(folder: Path, count: int) -> bool:
     """Chains of many small nodes."""
-    took = []
-    for number in (count, 2 * count):
-        _, _, said = in_child(SMALL, chain(folder, number), folder / "out.onnx", DETACHED)
-        took.append(tuple(map(float, said.split())))
-        print(f"  {number} nodes: load, sort, dead code, save {took[-1][0]:.2f} s   detach {took[-1][1]:.2f} s")
-    growth = took[1][0] / took[0][0]
-    held = took[0][0] < NODES_LIMIT and growth <= GROWTH_LIMIT and max(detach for _, detach in took) < DETACH_LIMIT
+    sizes = (count, 2 * count)
+    paths = [chain(folder, number) for number in sizes]
+    runs = [[_timed_nodes(folder, path) for path in paths] for _ in range(NODES_ROUNDS)]
+    took = np.min(runs, axis=0)  # what else runs on the machine only adds time
+    for number, (whole, detach) in zip(sizes, took, strict=True):
+        print(f"  {number} nodes: load, sort, dead code, save {whole:.2f} s   detach {detach:.2f} s")
+    growth = took[1, 0] / took[0, 0]
+    held = bool(took[0, 0] < NODES_LIMIT and growth <= GROWTH_LIMIT and took[:, 1].max() < DETACH_LIMIT)
     print(f"nodes     twice as many take {growth:.2f} times as long   {_held(held)}")
     return held
+
+
+def _timed_nodes(folder: Path, path: Path) -> list[float]:
+    _, _, said = in_child(SMALL, path, folder / "out.onnx", DETACHED)
+    return [float(word) for word in said.split()]
 
 
 def _held(held: bool) -> str:

@@ -15,7 +15,8 @@ import onnxruntime
 
 from onnxopt.feeds import Split
 from onnxopt.model import Model
-from onnxopt.model.files import INLINE_LIMIT, tensors_of
+from onnxopt.model import files as model_files
+from onnxopt.model.files import tensors_of
 from onnxopt.report import FeedFacts, ModelFacts
 from onnxopt.report.quantities import samples
 
@@ -30,7 +31,7 @@ def facts(model: Model, path: Path | None = None) -> ModelFacts:
         files = [path, *sidecars(path)]
         size = sum(file.stat().st_size for file in files)
         sha256, compressed = _digest(_read(path)), _compressed(size, list(map(_read, files)))
-    elif model.nbytes() <= INLINE_LIMIT:
+    elif model.nbytes() <= model_files.INLINE_LIMIT:
         raw = model.to_proto().SerializeToString()
         size, sha256 = len(raw), hashlib.sha256(raw).hexdigest()
         compressed = _compressed(size, [iter([raw])])
@@ -50,7 +51,7 @@ def facts(model: Model, path: Path | None = None) -> ModelFacts:
 
 def file_bytes(model: Model) -> int:
     """Bytes of the file that the model would make; above 2 GB an estimate without the padding of its sidecar."""
-    if model.nbytes() <= INLINE_LIMIT:
+    if model.nbytes() <= model_files.INLINE_LIMIT:
         return int(model.to_proto().ByteSize())
     return int(model.skeleton()[0].ByteSize()) + model.nbytes()
 
