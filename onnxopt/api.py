@@ -120,6 +120,7 @@ def optimize(
     with reported(report_paths, "optimize", source, None):
         progress("loading", 0, 0)
         reference = load(model, bounds)
+        demands.check_outputs(reference)
         _spare_sidecars(report_paths, source)
         if written is not None and not dry_run:
             check_output(written, source, force)
@@ -167,6 +168,7 @@ def check(
     with reported(report_paths, "check", files[1], files[0]):
         progress("loading", 0, 0)
         models = load(candidate, bounds), load(reference, bounds)
+        demands.check_outputs(models[1])
         _spare_sidecars(report_paths, *files)
         others = [(models[0], files[0])]
         split = meet(

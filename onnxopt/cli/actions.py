@@ -8,6 +8,7 @@ from typing import Any
 from onnxopt import api
 from onnxopt.cli.terminal import show, spinner, tell
 from onnxopt.errors import OnnxoptError, UsageError
+from onnxopt.report import Report
 
 
 def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, **settings: Any) -> int:
@@ -39,8 +40,20 @@ def check_file(candidate: str, reference: str, *, verbose: int, quiet: bool, **s
         )
     shown = show(report, verbose, quiet)
     if report.exit_code:
-        tell(f"the candidate failed the check: {report.reason}", "see the report for what differs most")
+        tell(f"the candidate failed the check: {report.reason}", _remedy(report))
     return report.exit_code or _code(shown)
+
+
+def _remedy(report: Report) -> str:
+    """What to do about a candidate that failed, by what failed first."""
+    if report.comparison is None:
+        return "nothing was compared: give a candidate that takes and runs on the reference's inputs"
+    if any(output.problem is not None for output in report.comparison.outputs):
+        return "see closeness in the report; a budget on quality, such as --max-drop, would decide instead of the floor"
+    broken = {budget.name.partition("[")[0] for budget in report.budgets if not budget.passed}
+    if broken and broken <= {"max_size", "max_latency"}:
+        return "its answers are close enough: make it smaller or faster, or loosen the budget"
+    return "see closeness in the report for the output that differs most; use milder passes, or loosen the budget"
 
 
 def _code(shown: bool) -> int:
@@ -53,7 +66,7 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value == () and name in _OPTIONAL else value for name, value in settings.items()}
 
 
-_OPTIONAL = ("evaluate", "max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
+_OPTIONAL = ("evaluate", "max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative", "max_size", "max_latency")
 
 
 def _or_none(data: tuple[str, ...]) -> list[str] | None:

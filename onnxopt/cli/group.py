@@ -29,7 +29,14 @@ class SectionOption(click.Option):
 
 
 class SectionCommand(click.Command):
-    """A command whose help lists options by section."""
+    """A command whose help lists options by section, and that takes no option for one value twice."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words. Raises UsageError for an option for one value that is given twice."""
+        if not ctx.resilient_parsing:
+            _, _, order = self.make_parser(ctx).parse_args(list(args))
+            _refuse_repeated(order)
+        return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one definition list a section."""
@@ -42,6 +49,15 @@ class SectionCommand(click.Command):
         for name, records in sections.items():
             with formatter.section(name):
                 formatter.write_dl(records, col_max=26)
+
+
+def _refuse_repeated(given: Sequence[click.Parameter]) -> None:
+    single = [item for item in given if isinstance(item, click.Option) and not (item.multiple or item.is_flag)]
+    for option in single:
+        if not option.count and single.count(option) > 1:
+            name = option.opts[-1]
+            joined = "join the lists by commas: --passes prune,int8" if name == "--passes" else "give it once"
+            raise UsageError(f"{name} is given more than once", joined)
 
 
 class Interrupted(BaseException):

@@ -96,8 +96,16 @@ budget_options = combined(
     option(
         "--max-relative", multiple=True, metavar="[OUT=]X", section=BUDGETS, help="That over the largest value: 0.1%."
     ),
-    option("--max-size", metavar="SIZE", section=BUDGETS, help="File size: 5MB, or 0.35x of the original."),
-    option("--max-latency", metavar="X", section=BUDGETS, help="Time of a run: 3ms, or 0.8x of the original."),
+    option(
+        "--max-size", multiple=True, metavar="SIZE", section=BUDGETS, help="File size: 5MB, or 0.35x of the original."
+    ),
+    option(
+        "--max-latency",
+        multiple=True,
+        metavar="X",
+        section=BUDGETS,
+        help="Time of a run: 3ms, or 0.8x of the original.",
+    ),
 )
 
 run_options = combined(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from onnxopt.errors import FeedError, NothingCompared, UsageError
+from onnxopt.errors import FeedError, NothingCompared, UsageError, did_you_mean
 from onnxopt.feeds import Feeds
+from onnxopt.model import Model
 from onnxopt.pipeline.figures import budget_figures, comparison_figures, latency_figures, metric_figures
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import hard, record_original, without
@@ -19,6 +20,7 @@ from onnxopt.verification import (
     Measured,
     MetricChange,
     RecordedOutputs,
+    check_outputs,
     compare,
     default_names,
     evaluate,
@@ -51,6 +53,15 @@ class Demands:
     def wanted_metrics(self) -> list[str]:
         """Every metric to measure, once."""
         return list(dict.fromkeys((*self.metrics, *metric_names(self.budgets))))
+
+    def check_outputs(self, model: Model) -> None:
+        """Refuse budgets and metrics on outputs that the original lacks. Raises UsageError."""
+        names = [output.name for output in model.graph.outputs]
+        check_outputs(self.budgets, names)
+        for metric in self.metrics:
+            output = metric.partition("@")[2] if ".py:" not in metric else ""
+            if output and output not in names:
+                raise UsageError(f"metric {metric!r}: the model has no output {output!r}", did_you_mean(output, names))
 
     def check(self, settings: Settings) -> None:
         """Refuse budgets that can't be measured in these settings. Raises UsageError."""

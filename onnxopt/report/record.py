@@ -103,7 +103,10 @@ class MetricFigures:
 
 @dataclass(frozen=True)
 class LatencyFigures:
-    """Interleaved timing: ratio = median candidate / reference, with its 95 % interval from `low` to `high`."""
+    """Interleaved timing of `pairs` rounds, each of which runs both models and gives one ratio candidate / reference.
+
+    ratio: the median of the rounds' ratios, not the ratio of the medians, with its 95 % interval from `low` to `high`.
+    """
 
     ratio: float
     low: float

@@ -88,8 +88,8 @@ def _models(report: Report) -> Iterator[Line]:
     yield from _table([row for row in rows if row], "<>>>")
     if timing is not None:
         threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
-        interval = f"latency ratio {timing.low:.3f} to {timing.high:.3f} (95 %)"
-        yield (Span(f"  {interval}, {q.count(timing.pairs)} interleaved rounds, {threads}", "dim"),)
+        interval = f"{timing.low:.3f} to {timing.high:.3f} (95 %)"
+        yield (Span(f"  ratio: median of {q.count(timing.pairs)} paired rounds, {interval}, {threads}", "dim"),)
 
 
 def _title(report: Report) -> str:

@@ -1,6 +1,16 @@
 """What a rewrite cost: outputs compared, tolerances, metrics and budgets."""
 
-from onnxopt.verification.budgets import BUDGETS, Budget, Measured, Verdict, judge, metric_names, parse, parse_all
+from onnxopt.verification.budgets import (
+    BUDGETS,
+    Budget,
+    Measured,
+    Verdict,
+    check_outputs,
+    judge,
+    metric_names,
+    parse,
+    parse_all,
+)
 from onnxopt.verification.compare import Comparer, Comparison, OutputComparison, compare
 from onnxopt.verification.metrics import Metric, MetricChange, default_names, evaluate, measure
 from onnxopt.verification.outputs import RecordedOutputs
@@ -18,6 +28,7 @@ __all__ = [
     "OutputComparison",
     "RecordedOutputs",
     "Verdict",
+    "check_outputs",
     "compare",
     "default_names",
     "evaluate",

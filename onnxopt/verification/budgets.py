@@ -65,6 +65,8 @@ _EXAMPLES = {
 BUDGETS = tuple(_UNITS)
 _NAMED = ("max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
 _NUMBER = re.compile(r"([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z%]*)")
+# A share written as a plain number from here on was most likely meant in points.
+_MUCH = 0.2
 # Two figures this close are equal: 0.875 - 0.87 is 0.0050000000000000044.
 _ROUNDING = 1e-9
 
@@ -135,6 +137,16 @@ def parse_all(values: Mapping[str, Any]) -> list[Budget]:
     return [budget for kind, value in values.items() if value is not None for budget in parse(kind, value)]
 
 
+def check_outputs(budgets: Iterable[Budget], outputs: Sequence[str]) -> None:
+    """Raise UsageError for a budget on an output that is none of `outputs`, the original's."""
+    for budget in budgets:
+        name = budget.target.partition("@")[2] if budget.kind == "max_drop" else budget.target
+        if ".py:" not in budget.target and name and name not in outputs:
+            raise UsageError(
+                f"{budget.kind} {budget.text!r}: the model has no output {name!r}", did_you_mean(name, outputs)
+            )
+
+
 def metric_names(budgets: Iterable[Budget]) -> list[str]:
     """The metrics that have to be measured for the budgets."""
     return list(dict.fromkeys(budget.target for budget in budgets if budget.kind == "max_drop" and budget.target))
@@ -152,7 +164,8 @@ def _parse(kind: str, text: str) -> Budget:
     if unit not in _UNITS[kind]:
         known = [name for name in _UNITS[kind] if name]
         remedy = did_you_mean(unit, known) if unit else f"give a unit, like {_EXAMPLES[kind]}"
-        raise UsageError(f"{kind} {text!r}: it can't be given in {unit or 'a plain number'!r}", remedy)
+        how = f"in {unit!r}" if unit else "as a plain number"
+        raise UsageError(f"{kind} {text!r}: it can't be given {how}", remedy)
     number = float(found.group(1)) * _UNITS[kind][unit]
     budget = Budget(kind, target, number, unit, text)
     _check(budget)
@@ -164,7 +177,7 @@ def _check(budget: Budget) -> None:
         raise UsageError(
             f"{budget.kind} {budget.text!r}: the limit is not finite", f"write it like {_EXAMPLES[budget.kind]}"
         )
-    if budget.limit < 0 and budget.kind not in ("min_sqnr", "max_drop"):
+    if budget.limit < 0 and budget.kind != "min_sqnr":
         raise UsageError(f"{budget.kind} {budget.text!r}: the limit is negative", "give a limit of 0 or more")
     if budget.kind == "min_agreement" and budget.limit > 1:
         raise UsageError(f"{budget.kind} {budget.text!r}: a share can't exceed 1", "write 0.99 or 99%")
@@ -181,6 +194,11 @@ def _check_metric(budget: Budget) -> None:
         raise UsageError(
             f"max_drop {budget.text!r}: points are for metrics between 0 and 1",
             f"write a plain number ({budget.target}=0.02) or a percentage of the reference ({budget.target}=1%)",
+        )
+    if builtin.share and not budget.unit and _MUCH <= budget.limit < 1:
+        raise UsageError(
+            f"max_drop {budget.text!r}: a plain number is a share, so this means {budget.limit * 100:g} points",
+            f"write {budget.target}={budget.limit:g}pt for {budget.limit:g} points, or {budget.limit * 100:g}pt",
         )
     if builtin.share and budget.unit != "%" and budget.limit >= 1:
         raise UsageError(
@@ -248,7 +266,7 @@ def _judge_latency(budget: Budget, latency: Latency | None) -> Verdict:
         passed = at_most(latency.candidate_ms, budget.limit)
         return _verdict(budget, latency.candidate_ms, passed, f"reference {latency.reference_ms:.4g} ms", "ms")
     passed = at_most(latency.ratio, budget.limit)
-    reason = f"95 % interval {latency.low:.3f}x to {latency.high:.3f}x of {latency.pairs} blocks"
+    reason = f"95 % interval {latency.low:.3f}x to {latency.high:.3f}x of {latency.pairs} rounds"
     if latency.low <= budget.limit < latency.high:
         reason += ", which holds the limit: measure longer to be sure"
     return _verdict(budget, latency.ratio, passed, reason, "x")

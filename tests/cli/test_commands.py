@@ -142,6 +142,32 @@ def test_check_answers_by_its_exit_code(folder: Path, capsys: pytest.CaptureFixt
     assert told.err.splitlines()[0].startswith("error: the candidate failed the check: max_size")
 
 
+def test_every_budget_given_is_held(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["net.onnx", "--passes", GOOD, "--data", "data.npz", "--dry-run", "--force", "--force", *FAST]
+    for sizes in (["2x", "1B"], ["1B", "2x"]):
+        text = said(capsys, *words, *(word for size in sizes for word in ("--max-size", size)), code=1)
+        assert text.count("BROKEN") == 1
+    text = said(capsys, *words, "--max-drop", "top1=1pt", "--max-drop", "top1=0pt")
+    assert text.count("\n  max_drop[top1]  ") == 2
+
+
+def test_the_hint_of_check_fits_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = classifier()
+    other.graph.input[0].name = other.graph.node[0].input[0] = "z"
+    onnx.save(other, folder / "other.onnx")
+    onnx.save(classifier(seed=9), folder / "far.onnx")
+    hints = {
+        ("net.onnx", "--max-size", "1B"): "make it smaller or faster",
+        ("far.onnx",): "see closeness in the report; a budget on quality",
+        ("far.onnx", "--min-sqnr", "20dB"): "the output that differs most",
+        ("other.onnx",): "takes and runs on the reference's inputs",
+    }
+    for (candidate, *budgets), hint in hints.items():
+        words = ["check", candidate, "--reference", "net.onnx", "--data", "data.npz", *budgets, *FAST]
+        assert run(words) == 1
+        assert hint in capsys.readouterr().err.splitlines()[1]
+
+
 def test_check_refuses_a_candidate_with_other_inputs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = classifier()
     other.graph.input[0].name = other.graph.node[0].input[0] = "z"

@@ -100,6 +100,11 @@ CASES = [
     Case("too many words", f"net.onnx more.onnx {PASSES}", 2, "unexpected word: more.onnx", "one model"),
     Case("unknown target", f"{GOOD} --target x87", 2, "unknown target 'x87'", "did you mean 'x86'?"),
     Case("bad budget", f"{GOOD} --max-size 1XB", 2, "max_size '1XB'", "did you mean"),
+    Case("two pass lists", f"{GOOD} -p dedup", 2, "--passes is given more than once", "commas"),
+    Case("two seeds", f"{GOOD} --seed 1 --seed 1", 2, "--seed is given more than once", "once"),
+    Case("budget on a missing output", f"{GOOD} --min-sqnr logit=9", 2, "no output 'logit'", "did you mean 'logits'?"),
+    Case("metric of a missing output", f"{GOOD} --metric top1@x", 2, "the model has no output 'x'", "logits"),
+    Case("a share as a plain number", f"{GOOD} --max-drop top1=0.5", 2, "means 50 points", "top1=0.5pt"),
     Case("bad metric", f"{GOOD} --metric top11", 2, "unknown metric 'top11'", "did you mean 'top1'?"),
     Case("report format", f"{GOOD} --report r.pdf", 2, "can't be written as .pdf", ".json, .txt"),
     Case(
