@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from numpy.typing import NDArray
@@ -17,12 +17,22 @@ from onnxopt.feeds import Split
 from onnxopt.model import Model, Snapshot
 from onnxopt.passbase import Context, PassResult
 from onnxopt.pipeline.grammar import Step
-from onnxopt.pipeline.prepare import check_order, quantized_nodes
+from onnxopt.pipeline.prepare import check_order, quantized_nodes, still_wanted
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
 from onnxopt.report import ComparisonFigures, ErrorFacts, PassRecord, Status
 from onnxopt.runtime import Session
 from onnxopt.target import Target
+from onnxopt.verification import RecordedOutputs
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where the passes inserted for one pass began: the model, how many records there were, the stage before."""
+
+    snapshot: Snapshot
+    records: int
+    mark: RecordedOutputs | None
 
 
 @dataclass
@@ -44,13 +54,47 @@ class Runner:
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
         quantized_before = quantized_nodes(self.reference)
+        start: _Start | None = None
         for number, step in enumerate(steps):
             self.progress(f"pass {step.source}", number, len(steps))
+            if step.inserted_for is not None and start is None:
+                start = self._start()
             try:
                 self._run_one(step, quantized_before)
             except OnnxoptError:
                 if self.settings.on_error != "skip":
                     raise
+            if step.inserted_for is not None:
+                continue
+            if start is not None and self.records[-1].status is not Status.CHANGED:
+                self._undo(start, steps[number + 1 :])
+            start = None
+
+    def _start(self) -> _Start:
+        mark = self.stages.mark() if self.stages is not None else None
+        return _Start(self.model.snapshot(), len(self.records), mark)
+
+    def _undo(self, start: _Start, later: Sequence[Step]) -> None:
+        """Take back the passes that prepared for one that then did nothing, unless a later one wants them too."""
+        prepared = self.records[start.records : -1]
+        changed = [record for record in prepared if record.status is Status.CHANGED]
+        if not changed or still_wanted(later, {record.name for record in changed}):
+            return
+        self.model.restore(start.snapshot)
+        if self.stages is not None and start.mark is not None:
+            self.stages.rewind(start.mark)
+        counts = (self.model.node_count(), self.model.parameters())
+        for at in range(start.records, len(self.records)):
+            record = self.records[at]
+            if record.status is Status.CHANGED:
+                record = replace(record, status=Status.UNDONE, changes=(), notes=(), comparison=None)
+            self.records[at] = replace(
+                record,
+                nodes_before=counts[0],
+                nodes_after=counts[0],
+                parameters_before=counts[1],
+                parameters_after=counts[1],
+            )
 
     def _run_one(self, step: Step, quantized_before: int) -> None:
         before = self.model.snapshot()
@@ -136,8 +180,6 @@ def _told(step: Step, error: Exception | SystemExit) -> OnnxoptError:
 
 
 def _with_error(record: PassRecord, error: OnnxoptError) -> PassRecord:
-    from dataclasses import replace
-
     return replace(record, error=ErrorFacts(error.cause, error.remedy), changes=(), notes=())
 
 

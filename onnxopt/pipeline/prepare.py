@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Sequence
 
 from onnxopt.errors import UsageError
 from onnxopt.model import Model
@@ -45,6 +45,14 @@ def _wanted(pass_: Pass, above: set[str]) -> list[str]:
         if name not in above:
             found += [*_wanted(lookup(name)(), above | {name}), name]
     return list(dict.fromkeys(found))
+
+
+def still_wanted(steps: Iterable[Step], names: Container[str]) -> bool:
+    """Whether a listed one of `steps` names one of the passes in what prepares for it."""
+    listed = [step for step in steps if step.inserted_for is None]
+    return any(
+        name in names or lookup(name).name in names for step in listed for name in _wanted(step.pass_, {step.source})
+    )
 
 
 def quantized_nodes(model: Model) -> int:

@@ -65,6 +65,14 @@ class Stages:
             self.warnings.append(f"outputs that are random from run to run are not compared: {names}")
         self._before = self.reference
 
+    def mark(self) -> RecordedOutputs:
+        """The stage before, for `rewind`."""
+        return self._before
+
+    def rewind(self, mark: RecordedOutputs) -> None:
+        """Hold what comes next against an earlier stage, to which the model was rolled back."""
+        self._before = mark
+
     def prove(self, model: Model, step: Step) -> ComparisonFigures:
         """Hold the rewritten model against what the pass promises. Raises PassError naming what was broken."""
         check_structure(model, self._signature, self._checker)

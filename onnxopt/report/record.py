@@ -33,6 +33,8 @@ class Status(enum.Enum):
     CHANGED = "changed"
     UNCHANGED = "unchanged"
     FAILED = "failed"
+    # it only prepared for a pass that then had nothing to do
+    UNDONE = "undone"
 
 
 @dataclass(frozen=True)

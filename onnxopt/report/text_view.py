@@ -134,6 +134,8 @@ def _label(record: PassRecord) -> str:
 def _outcome(record: PassRecord) -> tuple[str, str]:
     if record.status is Status.FAILED:
         return "failed, rolled back", "bad"
+    if record.status is Status.UNDONE:
+        return "undone: it only prepared", "dim"
     if record.status is Status.UNCHANGED:
         return "nothing to do", "dim"
     counts: dict[str, int] = {}

@@ -8,8 +8,9 @@ import onnx
 import pytest
 from onnx import parser
 
-from onnxopt import api
+from onnxopt import api, rewrite
 from onnxopt.errors import NothingCompared, OnnxoptError, PassError, UsageError
+from onnxopt.model import Graph
 from onnxopt.pipeline import VerdictError
 from onnxopt.report import Report, Status, Verdict
 from tests.pipeline.breaking_passes import DropIdentity, Round, SeeStatistics, Shuffle, WrongValues
@@ -326,3 +327,58 @@ def test_preparation_is_inserted_and_shown(example: Example) -> None:
         ("dedup", bad("prepared")),
         ("prepared", None),
     ]
+
+
+@rewrite(name="idle", effect="exact", prepare=(bad("DropIdentity"), "dedup"))
+def idle(graph: Graph) -> None:
+    """Do nothing, after DropIdentity."""
+
+
+@rewrite(name="eager", effect="exact", prepare=(bad("DropIdentity"),))
+def eager(graph: Graph) -> None:
+    """Name a node, after DropIdentity."""
+    graph.nodes[0].name = "named"
+
+
+def statuses(report: Report) -> dict[str, str]:
+    return {record.name: record.status.value for record in report.passes}
+
+
+def test_what_only_prepared_for_an_idle_pass_is_undone(example: Example) -> None:
+    result = run(example, idle)
+    assert statuses(result.report) == {"drop_identity": "undone", "dedup": "unchanged", "idle": "unchanged"}
+    assert result.report.verdict is Verdict.UNCHANGED
+    assert result.model.to_proto() == api.load(example[0]).to_proto()
+    assert all((record.nodes_before, record.nodes_after) == (4, 4) for record in result.report.passes)
+    assert "undone" in result.report.to_text()
+
+
+def test_what_prepared_for_a_pass_that_worked_stays(example: Example) -> None:
+    assert statuses(run(example, eager).report) == {"drop_identity": "changed", "eager": "changed"}
+    result = run(example, [idle, eager])
+    assert statuses(result.report)["drop_identity"] == "changed"
+    assert result.model.node_count() == 3
+    listed = run(example, [DropIdentity(), idle]).report
+    assert [record.status for record in listed.passes] == [Status.CHANGED, *[Status.UNCHANGED] * 3]
+
+
+def test_after_an_undoing_passes_are_held_against_the_stage_before_it(example: Example) -> None:
+    @rewrite(name="idle_after_shuffle", effect="exact", prepare=(bad("Shuffle"),))
+    def idle_after_shuffle(graph: Graph) -> None:
+        """Do nothing, after the last bits were lost."""
+
+    report = run(example, [idle_after_shuffle, DropIdentity()]).report
+    assert statuses(report) == {"shuffle": "undone", "idle_after_shuffle": "unchanged", "drop_identity": "changed"}
+    assert report.comparison is not None
+    assert report.comparison.outputs[0].differing == 0
+
+
+def test_a_failed_pass_takes_its_preparation_along(example: Example) -> None:
+    @rewrite(name="failing", effect="exact", prepare=(bad("DropIdentity"),))
+    def failing(graph: Graph) -> None:
+        """Raise, after DropIdentity."""
+        raise RuntimeError
+
+    result = run(example, failing, on_error="skip")
+    assert statuses(result.report) == {"drop_identity": "undone", "failing": "failed"}
+    assert result.model.node_count() == 4
