@@ -29,12 +29,13 @@ from onnxopt.verification import (
     metric_names,
     warnings,
 )
+from onnxopt.verification.tolerances import SQNR_FLOOR_DB
 
 # budgets that say what the user means by good enough, in place of the quality floor
 _QUALITY = ("max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
 # above this ratio, with all of the 95 % interval, the report warns
 _SLOWER = 1.02
-RULES = {"exact": "every bit equal", "rounding": "rounding tolerance", "lossy": "quality floor"}
+RULES = {"exact": "every bit equal", "rounding": "rounding tolerance", "lossy": f"quality floor {SQNR_FLOOR_DB:g} dB"}
 
 
 @dataclass(frozen=True)
@@ -131,12 +132,13 @@ def conclude(
         failures = kept
     if latency is not None and latency.low > _SLOWER:
         told.append(f"it is slower: it takes {latency.ratio:.2f} times as long as the original")
+    held = "budgets given" if demands.quality and rule == "lossy" else RULES[rule]
     figures = budget_figures(verdicts, demands.budgets)
     broken = [
         f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed
     ]
     return Findings(
-        comparison=comparison_figures(comparison, "the original", RULES[rule], failures),
+        comparison=comparison_figures(comparison, "the original", held, failures),
         metrics=metric_figures(metrics, len(feeds)),
         latency=latency_figures(latency, settings.threads) if latency is not None else None,
         budgets=figures,

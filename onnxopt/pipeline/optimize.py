@@ -184,6 +184,8 @@ class Run:
 
     def _warnings(self, records: Sequence[PassRecord], stages: Stages | None, findings: Findings) -> tuple[str, ...]:
         told = list(stages.warnings) if stages is not None else ["nothing was compared: the result is unproven"]
+        if _one_feed(self.split):
+            told.append("one feed calibrates, chooses and judges: the figures hold for that feed alone")
         told += [f"left out: {record.error.cause}" for record in records if record.error is not None]
         return tuple(told + findings.warnings)
 
@@ -210,6 +212,12 @@ class Run:
     def _write_reports(self, report: Report) -> None:
         for path in self.reports:
             write(report, path)
+
+
+def _one_feed(split: Split) -> bool:
+    """Whether one and the same feed is all there is."""
+    alone = len(split.fit) == len(split.evaluate) == 1
+    return alone and split.fit.fingerprint == split.evaluate.fingerprint
 
 
 def _changed(records: Sequence[PassRecord]) -> bool:

@@ -19,6 +19,7 @@ from onnxopt.pipeline.structure import check_structure, checker_complaint, signa
 from onnxopt.report import ComparisonFigures
 from onnxopt.runtime import Session
 from onnxopt.verification import Comparison, Failure, RecordedOutputs, compare, holds, reordering
+from onnxopt.verification.tolerances import SQNR_FLOOR_DB
 
 # Passes are proven on this many feeds; the final comparison takes all that evaluate.
 STAGE_FEEDS = 8
@@ -33,7 +34,11 @@ _RANDOM = frozenset(
         "RandomUniformLike",
     }
 )
-_RULES = {Effect.EXACT: "every bit equal", Effect.ROUNDING: "rounding tolerance", Effect.LOSSY: "quality floor"}
+_RULES = {
+    Effect.EXACT: "every bit equal",
+    Effect.ROUNDING: "rounding tolerance",
+    Effect.LOSSY: f"quality floor {SQNR_FLOOR_DB:g} dB",
+}
 
 
 class Stages:

@@ -186,7 +186,8 @@ def _notes(records: Sequence[PassRecord]) -> Iterator[Line]:
 def _comparison(comparison: ComparisonFigures | None) -> Iterator[Line]:
     if comparison is None:
         return
-    yield (Span(f"closeness to {comparison.against}, {q.samples(comparison.samples)}", "head"),)
+    head = f"closeness to {comparison.against}, {q.samples(comparison.samples)}"
+    yield (Span(head, "head"), Span(f", held to: {comparison.rule}"))
     shown = sorted(comparison.outputs, key=lambda output: output.problem is None)
     rows = [["output", "type", "SQNR", "max |d|", "of max |y|", "argmax", "equal"]]
     rows += [_figures(output) for output in shown[:12]]

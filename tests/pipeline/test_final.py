@@ -82,10 +82,10 @@ def test_the_final_rule_follows_what_the_passes_promised(example: Example, tmp_p
         return comparison.rule
 
     assert rule(DropIdentity()) == "rounding tolerance"
-    assert rule([Round(step=0.05), DropIdentity()]) == "quality floor"
+    assert rule([Round(step=0.05), DropIdentity()]) == "quality floor 3 dB"
     quantized = tmp_path / "quantized.onnx"
     run(example, bad("QuantizeInput"), output=quantized)
-    assert rule(DropIdentity(), quantized) == "quality floor"
+    assert rule(DropIdentity(), quantized) == "quality floor 3 dB"
 
 
 def test_made_up_inputs_are_named_where_the_floor_fails(example: Example) -> None:
@@ -128,3 +128,20 @@ def test_outputs_of_the_original_that_are_not_finite_are_told(example: Example) 
         "output 'logits' of the original: 4 of 16 elements are NaN or infinite; only their places count",
     )
     assert api.check(example[0], example[0], [{"x": x[1:]}], latency_seconds=0).warnings == ()
+
+
+def test_the_summary_names_what_was_held(example: Example) -> None:
+    floor = run(example, Round(step=0.05)).report
+    assert "held to: quality floor 3 dB" in floor.to_text()
+    budgets = run(example, Round(step=0.05), min_sqnr="20dB").report
+    assert "held to: budgets given" in budgets.to_text()
+    size = run(example, Round(step=0.05), max_size="2x").report
+    assert "held to: quality floor 3 dB" in size.to_text()
+
+
+def test_a_single_feed_is_warned_of_beside_the_verdict(example: Example) -> None:
+    x = np.random.default_rng(0).standard_normal((2, 1, 12)).astype(np.float32)
+    feeds = [{"x": value} for value in x]
+    told = "one feed calibrates, chooses and judges: the figures hold for that feed alone"
+    assert told in run(example, Round(step=0.05), feeds=feeds[:1]).report.warnings
+    assert told not in run(example, Round(step=0.05), feeds=feeds).report.warnings

@@ -54,7 +54,7 @@ def test_each_pass_is_compared_with_the_right_stage(example: Example) -> None:
     assert lossy is not None
     assert exact is not None
     assert rounding is not None
-    assert (lossy.against, lossy.rule) == ("the original", "quality floor")
+    assert (lossy.against, lossy.rule) == ("the original", "quality floor 3 dB")
     assert (exact.against, exact.rule) == ("the stage before", "every bit equal")
     assert exact.outputs[0].differing == 0
     assert lossy.outputs[0].differing > 0
