@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -214,6 +215,11 @@ def _file(source: Source) -> Path | None:
 
 
 def _demands(budgets: Mapping[str, Any], metrics: str | Iterable[str], settings: Settings) -> Demands:
+    if not 0 <= settings.latency_seconds < math.inf:
+        raise UsageError(
+            f"latency_seconds: {settings.latency_seconds} is no time that could be spent",
+            "give seconds, 0 for no timing",
+        )
     names = [metrics] if isinstance(metrics, str) else list(metrics)
     wanted = [part.strip() for name in names for part in name.split(",")]
     check_names(wanted)

@@ -89,6 +89,7 @@ class ImageFolder:
         self._images = images or Images()
         self._port = _image_port(ports)
         self._layout, self._size = _geometry(self._port, self._images)
+        _check_channels(self._port, self._images, self._layout)
         _check_config(self._port, self._images)
 
     def __len__(self) -> int:
@@ -140,6 +141,20 @@ def _geometry(port: Port, images: Images) -> tuple[str, tuple[int, int]]:
     if isinstance(height, int) and isinstance(width, int):
         return layout, (height, width)
     raise FeedError(f"input {port} doesn't say its height and width", "add size=HEIGHTxWIDTH to --images")
+
+
+def _check_channels(port: Port, images: Images, layout: str) -> None:
+    """Raise FeedError where the model's input has another number of channels than the pictures get."""
+    shape = port.shape or ()
+    wanted = shape[1] if layout == "nchw" else shape[3]
+    count = 1 if images.channels == "gray" else 3
+    if not isinstance(wanted, int) or wanted == count:
+        return
+    known = {1: "add channels=gray to --images", 3: "use channels=rgb or channels=bgr in --images"}
+    raise FeedError(
+        f"input {port} has {wanted} channels, the pictures are read with {count}",
+        known.get(wanted, "yield the inputs from file.py:function"),
+    )
 
 
 def _check_config(port: Port, images: Images) -> None:

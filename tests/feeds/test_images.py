@@ -121,3 +121,14 @@ def test_without_pillow_the_remedy_is_the_extra(picture: Path, monkeypatch: pyte
     with pytest.raises(FeedError) as caught:
         ImageFolder([picture], [PICTURE], None).read(0)
     assert caught.value.remedy == "pip install onnxopt[images]"
+
+
+@pytest.mark.parametrize(
+    ("channels", "spec", "remedy"),
+    [(1, "size=4x6,layout=nchw", "channels=gray"), (3, "channels=gray", "channels=rgb"), (4, "layout=nchw", "file.py")],
+)
+def test_other_numbers_of_channels_name_the_setting(channels: int, spec: str, remedy: str, tmp_path: Path) -> None:
+    port = Port("image", np.dtype(np.float32), ("N", channels, 4, 6))
+    with pytest.raises(FeedError, match="channels, the pictures are read with") as caught:
+        ImageFolder([tmp_path / "a.png"], [port], Images.parse(spec))
+    assert remedy in caught.value.remedy
