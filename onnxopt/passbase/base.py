@@ -110,6 +110,8 @@ def _check(name: str, item: dataclasses.Field[Any], value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     if not (value == value and (low is None or value >= low) and (high is None or value <= high)):
+        if low is None and high is None:
+            raise UsageError(f"{where}: {value} is no number", "use a finite number")
         limits = f"from {low}" if high is None else f"up to {high}" if low is None else f"{low} to {high}"
         raise UsageError(f"{where}: {value} is out of range", f"use a value {limits}")
 

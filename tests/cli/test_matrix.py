@@ -101,6 +101,7 @@ CASES = [
     Case("unknown target", f"{GOOD} --target x87", 2, "unknown target 'x87'", "did you mean 'x86'?"),
     Case("bad budget", f"{GOOD} --max-size 1XB", 2, "max_size '1XB'", "did you mean"),
     Case("two pass lists", f"{GOOD} -p dedup", 2, "--passes is given more than once", "commas"),
+    Case("no number", f"{BAD}:WrongValues:factor=nan", 2, "option 'factor': nan is no number", "a finite number"),
     Case("no time", f"{GOOD} --latency-seconds nan", 2, "nan is no time that could be spent", "0 for no timing"),
     Case("endless time", f"{GOOD} --latency-seconds inf", 2, "inf is no time that could be spent", "seconds"),
     Case("two seeds", f"{GOOD} --seed 1 --seed 1", 2, "--seed is given more than once", "once"),
