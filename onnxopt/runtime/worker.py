@@ -80,7 +80,7 @@ def _wait(command: list[str], folder: Path, path: Path, timeout: float) -> int:
     except subprocess.TimeoutExpired:
         raise LimitError(
             f"{path}: the run did not end within {timeout:g} s and was stopped",
-            "raise the time limit, use fewer feeds, or look for an endless Loop in the model",
+            "use fewer or smaller feeds, or look for an endless Loop in the model",
         ) from None
     finally:
         if child.poll() is None:
