@@ -8,9 +8,9 @@ import numpy as np
 import onnx
 import pytest
 
-from onnxopt.graph.axes import AxisMaps
+from benchmarks.prune import zero_sets
 from onnxopt.graph.channels import held_channels
-from onnxopt.model import Model, load
+from onnxopt.model import load
 from onnxopt.passbase import Context
 from onnxopt.passes.prune import Prune, axis_maps
 from tests.graph.topologies import TOPOLOGIES
@@ -22,25 +22,6 @@ CONSTANT_STAYS = {"joined": 1, "multiplied": 1, "normalized": 1}
 
 def context() -> Context:
     return Context(evaluate=evaluate)
-
-
-def zero_random_sets(model: Model, maps: AxisMaps, share: float, seed: int) -> int:
-    """Zero the weights and biases that make a random choice of the removable sets; returns how many channels."""
-    rng = np.random.default_rng(seed)
-    held = held_channels(maps)
-    sets = sorted({root for site in maps.sites for root in maps.channels.roots(site.channels).tolist()} - held)
-    chosen = [root for root in sets if rng.random() < share]
-    count = 0
-    for site in maps.sites:
-        mask = np.isin(maps.channels.roots(site.channels), chosen)
-        count += int(mask.sum())
-        for parameter in maps.parameters:
-            if parameter.channels is site.channels and parameter.index < len(parameter.node.inputs):
-                constant = parameter.node.inputs[parameter.index]
-                values = np.array(constant.values)
-                np.moveaxis(values, parameter.axis, 0)[mask] = 0
-                constant.values = values
-    return count
 
 
 def removed_by(result: Any) -> int:
@@ -58,7 +39,7 @@ def relative_error(expected: dict[str, Any], found: dict[str, Any]) -> float:
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_zeroed_channels_go_and_outputs_stay(name: str, seed: int) -> None:
     model = load(TOPOLOGIES[name]())
-    zeroed = zero_random_sets(model, axis_maps(model, context()), 0.4, seed)
+    zeroed = zero_sets(model, context(), 0.4, seed)
     assert zeroed > 0
     masked = model.to_proto()
     result = Prune(round_to=1).run(model, context())
