@@ -1,4 +1,4 @@
-"""Feeds from Python: a function of a file, or any iterable of mappings name -> array."""
+"""Feeds from Python: a function of a file, any iterable of mappings name -> array, or a reader with `get_next`."""
 
 from __future__ import annotations
 
@@ -103,19 +103,23 @@ class Spooled:
         return Record(self._spool[index], self.name(index))
 
 
-def from_function(path: Path, name: str) -> Items | Spooled:
-    """The feeds that a function of a Python file, called without arguments, returns or yields."""
-    where = f"{path}:{name}"
+def call_function(path: Path, name: str) -> Any:
+    """What a function or class of a Python file, called without arguments, returns."""
     function = load_function(path, name)
     try:
-        items = function()
+        return function()
     except Exception as error:
-        raise FeedError(f"{where}: it failed: {describe(error)}", "correct the function") from error
-    return from_items(items, where)
+        raise FeedError(f"{path}:{name}: it failed: {describe(error)}", "correct the function") from error
 
 
 def from_items(items: Any, name: str) -> Items | Spooled:
-    """A source for a sequence of mappings, used as it is, or any other iterable of them, walked once and spooled."""
+    """A source for a sequence of mappings, used as it is, or any other iterable of them, walked once and spooled.
+
+    A callable `get_next`, as onnxruntime's CalibrationDataReader has, comes before all else: its readers may have a
+    length that fails and an iterator that can't be started again.
+    """
+    if callable(getattr(items, "get_next", None)):
+        return Spooled(_walk(items), name)
     indexed = isinstance(items, Sequence) or (hasattr(items, "__len__") and hasattr(items, "__getitem__"))
     if isinstance(items, Mapping) or not (indexed or isinstance(items, Iterable)):
         raise FeedError(
@@ -123,6 +127,15 @@ def from_items(items: Any, name: str) -> Items | Spooled:
             "yield or list one dict (input name -> array) a feed",
         )
     return Items(items, name) if indexed else Spooled(items, name)
+
+
+def _walk(reader: Any) -> Iterator[Any]:
+    """What get_next gives, to the first None or, as onnxruntime's calibration takes it too, empty dict."""
+    while True:
+        item = reader.get_next()
+        if item is None or (isinstance(item, Mapping) and not item):
+            return
+        yield item
 
 
 def _guarded(items: Iterator[Any], name: str) -> Iterator[Any]:

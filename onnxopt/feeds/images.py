@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,16 +83,40 @@ def _parse_value(key: str, value: str) -> Any:
         raise UsageError(f"image preprocessing: {key}={value!r} can't be read", _EXAMPLE) from None
 
 
+class Preprocessing:
+    """Pictures as values of the only input, of rank 4, of a model. Raises FeedError where it and `images` don't fit."""
+
+    def __init__(self, ports: Sequence[Port], images: Images | None) -> None:
+        self._images = images or Images()
+        self.port = _image_port(ports)
+        self._layout, self._size = _geometry(self.port, self._images)
+        _check_channels(self.port, self._images, self._layout)
+        _check_config(self.port, self._images)
+
+    def array(self, picture: Any, source: str) -> Array:
+        """A picture as an array of shape [1,C,H,W] or [1,H,W,C].
+
+        picture: the path or the bytes of a file, or a PIL.Image.Image. Raises FeedError naming `source`.
+        """
+        pixels = _decoded(picture, source, self._images, self._size)
+        dtype = self.port.dtype or np.dtype(np.float32)
+        if dtype == np.uint8:
+            values = pixels
+        else:
+            scaled = pixels.astype(np.float32) / np.float32(self._images.scale)
+            normal = (scaled - np.array(self._images.mean, np.float32)) / np.array(self._images.std, np.float32)
+            values = normal.astype(dtype)
+        if self._layout == "nchw":
+            values = values.transpose(2, 0, 1)
+        return np.ascontiguousarray(values[None])
+
+
 class ImageFolder:
     """One picture a feed, sorted by name, for models with one input of rank 4."""
 
     def __init__(self, files: Sequence[Path], ports: Sequence[Port], images: Images | None) -> None:
         self._files = sorted(files)
-        self._images = images or Images()
-        self._port = _image_port(ports)
-        self._layout, self._size = _geometry(self._port, self._images)
-        _check_channels(self._port, self._images, self._layout)
-        _check_config(self._port, self._images)
+        self._preprocessing = Preprocessing(ports, images)
 
     def __len__(self) -> int:
         return len(self._files)
@@ -100,24 +126,21 @@ class ImageFolder:
         return str(self._files[index])
 
     def read(self, index: int) -> Record:
-        """The picture at `index` as an array of shape [1,C,H,W] or [1,H,W,C]."""
-        pixels = _load(self._files[index], self._images, self._size)
-        dtype = self._port.dtype or np.dtype(np.float32)
-        if dtype == np.uint8:
-            values = pixels
-        else:
-            scaled = pixels.astype(np.float32) / np.float32(self._images.scale)
-            normal = (scaled - np.array(self._images.mean, np.float32)) / np.array(self._images.std, np.float32)
-            values = normal.astype(dtype)
-        if self._layout == "nchw":
-            values = values.transpose(2, 0, 1)
-        return Record({self._port.name: np.ascontiguousarray(values[None])}, self.name(index))
+        """The picture at `index` as the model's input."""
+        source = self.name(index)
+        value = self._preprocessing.array(self._files[index], source)
+        return Record({self._preprocessing.port.name: value}, source)
+
+
+def takes_pictures(ports: Sequence[Port]) -> bool:
+    """True for a model whose only required input has rank 4."""
+    required = [port for port in ports if port.required]
+    return len(required) == 1 and len(required[0].shape or ()) == 4
 
 
 def _image_port(ports: Sequence[Port]) -> Port:
     required = [port for port in ports if port.required]
-    fits = len(required) == 1 and required[0].shape is not None and len(required[0].shape) == 4
-    if not fits:
+    if not takes_pictures(ports):
         listed = ", ".join(map(str, required)) or "none"
         raise FeedError(
             f"pictures serve models with one input of rank 4; the inputs of this one are {listed}",
@@ -173,20 +196,30 @@ def _check_config(port: Port, images: Images) -> None:
         raise FeedError(f"input {port} takes the pixels as they are", "leave out mean, std and scale")
 
 
-def _load(path: Path, images: Images, size: tuple[int, int]) -> Array:
-    """uint8 pixels of shape [height, width, channels]."""
+def _decoded(picture: Any, source: str, images: Images, size: tuple[int, int]) -> Array:
+    """uint8 pixels of shape [height, width, channels] of a path, the bytes of a file, or a PIL.Image.Image."""
     try:
         from PIL import Image, ImageOps
     except ImportError:
-        raise FeedError(f"{path}: pictures need Pillow", "pip install onnxopt[images]") from None
+        raise FeedError(f"{source}: pictures need Pillow", "pip install onnxopt[images]") from None
     height, width = size
+    mode = "L" if images.channels == "gray" else "RGB"
     try:
-        with Image.open(path) as file:
-            picture = file.convert("L" if images.channels == "gray" else "RGB")
+        with _opened(Image, picture) as file:
+            decoded = file.convert(mode)
     except Exception as error:
-        raise FeedError(f"{path}: it can't be read as a picture: {error}", "remove or replace the file") from error
+        # Pillow names the file, which for bytes is an address in memory.
+        why = str(error).partition(" <_io.")[0]
+        raise FeedError(f"{source}: it can't be read as a picture: {why}", "remove or replace it") from error
     bilinear = Image.Resampling.BILINEAR
     crop = images.resize == "crop"
-    picture = ImageOps.fit(picture, (width, height), bilinear) if crop else picture.resize((width, height), bilinear)
-    pixels: Array = np.asarray(picture, np.uint8).reshape(height, width, -1)
+    fitted = ImageOps.fit(decoded, (width, height), bilinear) if crop else decoded.resize((width, height), bilinear)
+    pixels: Array = np.asarray(fitted, np.uint8).reshape(height, width, -1)
     return pixels[..., ::-1] if images.channels == "bgr" else pixels
+
+
+def _opened(pillow: Any, picture: Any) -> Any:
+    """A context manager that gives the picture; one that is open already belongs to the caller and stays open."""
+    if isinstance(picture, pillow.Image):
+        return nullcontext(picture)
+    return pillow.open(io.BytesIO(picture) if isinstance(picture, bytes) else picture)

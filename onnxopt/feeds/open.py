@@ -6,11 +6,11 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 from onnxopt.errors import FeedError
-from onnxopt.feeds import arrays, images, test_data
-from onnxopt.feeds.function import from_function, from_items, split_reference
+from onnxopt.feeds import arrays, hugging_face, images, parquet, polygraphy, test_data
+from onnxopt.feeds.function import call_function, from_items, split_reference
 from onnxopt.feeds.images import Images
 from onnxopt.feeds.parted import part_by_part, to_judge
 from onnxopt.feeds.sample import Chain, Feeds, Labelled, Source
@@ -18,10 +18,19 @@ from onnxopt.feeds.split import Split, split_feeds
 from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
 from onnxopt.runtime.ports import Array, Port
 
-# A path, "file.py:function", a sequence or iterable of mappings, or feeds that are open already.
-Data: TypeAlias = str | Path | Feeds | Iterable[Mapping[str, Any]]
+
+class Reader(Protocol):
+    """What gives one feed a call and None at the end, as onnxruntime's CalibrationDataReader does."""
+
+    def get_next(self) -> Any:
+        """Input name -> array, or None."""
+
+
+# A path, "file.py:function", a sequence or iterable of mappings, a reader, a datasets.Dataset, or open feeds.
+Data: TypeAlias = str | Path | Feeds | Iterable[Mapping[str, Any]] | Reader
 _FORMS = (
-    "give a folder of .npz files, one .npz, an ONNX test_data_set folder, a folder of pictures, or file.py:function"
+    "give .npz or .parquet files, Polygraphy's .json, a folder of one of these, an ONNX test_data_set folder, "
+    "a folder of pictures, a data set saved by Hugging Face's datasets, or file.py:function"
 )
 
 
@@ -85,7 +94,8 @@ class _Opener:
         sources = [self.source(item) for item in data]
         source = sources[0] if len(sources) == 1 else Chain(sources)
         if len(source) == 0:
-            raise FeedError(f"{', '.join(str(item) for item in data)}: no feed", _FORMS)
+            shown = (str(item) if isinstance(item, (str, Path)) else type(item).__name__ for item in data)
+            raise FeedError(f"{', '.join(shown)}: no feed", _FORMS)
         return self.feeds(source, labels)
 
     def feeds(self, source: Source, labels: Path | str | None = None) -> Feeds:
@@ -95,34 +105,50 @@ class _Opener:
         return Feeds(source, self.ports, reject_nan=self._reject_nan)
 
     def source(self, item: Data) -> Source:
-        """The source for one path, reference or iterable."""
+        """The source for one path, reference or thing in memory."""
         if isinstance(item, Feeds):
             return from_items([_flat(sample) for sample in item], "feeds")
         if not isinstance(item, (str, Path)):
-            return from_items(item, "feeds")
+            return self._memory(item, "feeds")
         reference = split_reference(str(item))
         if reference is not None:
-            return from_function(*reference)
+            return self._memory(call_function(*reference), str(item))
         path = Path(item)
         if path.is_dir():
             return self._folder(path)
         if not path.is_file():
             raise _missing(path)
+        return self._file(path)
+
+    def _memory(self, items: Any, name: str) -> Source:
+        if hugging_face.is_dataset(items, name):
+            return hugging_face.DatasetRows(items, name, self.ports, self._preprocessing)
+        return from_items(items, name)
+
+    def _file(self, path: Path) -> Source:
+        suffix = path.suffix.lower()
         if path.suffix in arrays.SUFFIXES:
             return arrays.ArrayFile(path, self.ports)
-        if path.suffix.lower() in images.SUFFIXES:
+        if suffix in images.SUFFIXES:
             return images.ImageFolder([path], self.ports, self._preprocessing)
-        hint = f"name a function: {path}:feeds" if path.suffix == ".py" else _FORMS
+        if suffix == parquet.SUFFIX:
+            return parquet.ParquetFiles([path], self.ports, self._preprocessing)
+        if suffix == polygraphy.SUFFIX:
+            return polygraphy.PolygraphyFiles([path])
+        hint = f"name a function: {path}:feeds" if suffix == ".py" else _FORMS
         raise FeedError(f"{path}: feeds can't be read from it", hint)
 
     def _folder(self, path: Path) -> Source:
+        if hugging_face.is_saved(path):
+            dataset = hugging_face.load_saved(path)
+            return hugging_face.DatasetRows(dataset, str(path), self.ports, self._preprocessing)
         files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
         numpy_files = [file for file in files if file.suffix in arrays.SUFFIXES]
         pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
+        tables = [file for file in files if file.suffix.lower() == parquet.SUFFIX]
         sets = test_data.data_sets(path)
-        kinds = [
-            name for name, found in ((".npz files", numpy_files), ("pictures", pictures), ("data sets", sets)) if found
-        ]
+        found = {".npz files": numpy_files, "pictures": pictures, ".parquet files": tables, "data sets": sets}
+        kinds = [name for name, members in found.items() if members]
         if len(kinds) > 1:
             raise FeedError(
                 f"{path}: it holds {' and '.join(kinds)}", "put each kind of feeds into a folder of its own"
@@ -133,6 +159,12 @@ class _Opener:
             return test_data.DataSets(sets, self.ports)
         if pictures:
             return images.ImageFolder(pictures, self.ports, self._preprocessing)
+        if tables:
+            return parquet.ParquetFiles(tables, self.ports, self._preprocessing)
+        # Beside other feeds a .json file may say anything about them; alone it is feeds.
+        texts = [file for file in files if file.suffix.lower() == polygraphy.SUFFIX]
+        if texts:
+            return polygraphy.PolygraphyFiles(texts)
         raise FeedError(f"{path}: the folder holds no feed", _FORMS)
 
 

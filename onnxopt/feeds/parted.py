@@ -1,4 +1,4 @@
-"""Folders whose feeds are parted by name: fit, select and evaluate, each an .npz file or a folder."""
+"""Folders whose feeds are parted by name: fit, select and evaluate, each a file or a folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from onnxopt.errors import FeedError
 
 PARTS = ("fit", "select", "evaluate")
+_SUFFIXES = ("", ".npz", ".parquet")
 
 
 def parts_of(item: Any) -> dict[str, Path]:
@@ -16,11 +17,13 @@ def parts_of(item: Any) -> dict[str, Path]:
     if not isinstance(item, (str, Path)) or not Path(item).is_dir():
         return {}
     folder = Path(item)
-    places = {name: (folder / name, folder / f"{name}.npz") for name in PARTS}
-    doubled = next((name for name, paths in places.items() if all(path.exists() for path in paths)), None)
+    places = {name: [folder / f"{name}{suffix}" for suffix in _SUFFIXES] for name in PARTS}
+    found = {name: [path for path in paths if path.exists()] for name, paths in places.items()}
+    doubled = next((paths for paths in found.values() if len(paths) > 1), None)
     if doubled is not None:
-        raise FeedError(f"{folder}: it holds both {doubled}/ and {doubled}.npz", "leave one of the two")
-    return {name: path for name, paths in places.items() for path in paths if path.exists()}
+        first, second = (f"{path.name}{'' if path.suffix else '/'}" for path in doubled[:2])
+        raise FeedError(f"{folder}: it holds both {first} and {second}", "leave one of the two")
+    return {name: paths[0] for name, paths in found.items() if paths}
 
 
 def part_by_part(data: Sequence[Any]) -> dict[str, list[Path]]:
@@ -42,14 +45,23 @@ def part_by_part(data: Sequence[Any]) -> dict[str, list[Path]]:
     return {name: [parts[name] for _, parts in parted if name in parts] for name in PARTS} if parted else {}
 
 
+def to_fit(data: Sequence[Any]) -> list[Any]:
+    """The data with the fit part in place of each parted folder. Raises FeedError for a folder without it."""
+    return _with_part(data, "fit")
+
+
 def to_judge(data: Sequence[Any]) -> list[Any]:
     """The data with the evaluate part in place of each parted folder. Raises FeedError for a folder without it."""
+    return _with_part(data, "evaluate")
+
+
+def _with_part(data: Sequence[Any], name: str) -> list[Any]:
     chosen = []
     for item in data:
         parts = parts_of(item)
         if parts:
-            _need(item, parts, "evaluate")
-        chosen.append(parts["evaluate"] if parts else item)
+            _need(item, parts, name)
+        chosen.append(parts[name] if parts else item)
     return chosen
 
 

@@ -27,6 +27,12 @@ class Sample:
     labels: Array | None
     source: str
 
+    def digest(self) -> int:
+        """A hash of names, types, shapes and values of the inputs, of 128 bits."""
+        digest = hashlib.sha256()
+        _hash(digest, self.inputs)
+        return int.from_bytes(digest.digest()[:16], "little")
+
 
 @dataclass(frozen=True, eq=False)
 class Record:
@@ -95,6 +101,18 @@ class Feeds:
         """The first `count` samples, or all when there are fewer."""
         return self.select(range(min(count, len(self))))
 
+    def draw(self, count: int, seed: int) -> Feeds:
+        """`count` samples chosen at random by `seed`, in the order of the source; all when there are fewer.
+
+        A larger count with the same seed adds samples to those of a smaller one.
+        """
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.select(sorted(order[: max(count, 0)].tolist()))
+
+    def shard(self, index: int, count: int) -> Feeds:
+        """One of `count` disjoint parts of all samples: those at the positions p with p % count == index % count."""
+        return self.select(range(index % count, len(self), count))
+
     @cached_property
     def fingerprint(self) -> str:
         """A hash of the content of all samples in order: names, types, shapes, values and labels. Reads them once."""
@@ -105,7 +123,7 @@ class Feeds:
         return digest.hexdigest()
 
 
-def _hash(digest: hashlib.blake2b, value: Any) -> None:
+def _hash(digest: Any, value: Any) -> None:
     """Add a value and its structure to the digest, so that different values never read alike."""
     if isinstance(value, Mapping):
         digest.update(f"map{len(value)};".encode())
@@ -123,7 +141,8 @@ def _hash(digest: hashlib.blake2b, value: Any) -> None:
             digest.update(f"{len(text)}:".encode() + text)
     elif isinstance(value, np.ndarray):
         digest.update(f"{value.dtype.name}{value.shape};".encode())
-        digest.update(np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C").tobytes())
+        little = np.asarray(value, dtype=value.dtype.newbyteorder("<"), order="C")
+        digest.update(little.reshape(-1).view(np.uint8) if little.size else b"")
     else:
         digest.update(f"{value!r};".encode())
 

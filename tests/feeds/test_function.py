@@ -10,7 +10,7 @@ import pytest
 
 from onnxopt.errors import FeedError, LimitError
 from onnxopt.feeds import Feeds
-from onnxopt.feeds.function import Items, Spooled, from_function, from_items, split_reference
+from onnxopt.feeds.function import Items, Spooled, call_function, from_items, split_reference
 from tests.feeds.ports import X, indices, row
 
 SCRIPT = """
@@ -47,6 +47,10 @@ def script(tmp_path: Path) -> Path:
     path = tmp_path / "gen.py"
     path.write_text(SCRIPT)
     return path
+
+
+def from_function(path: Path, name: str) -> Items | Spooled:
+    return from_items(call_function(path, name), f"{path}:{name}")
 
 
 def test_generators_are_walked_once_and_kept(script: Path) -> None:
@@ -112,6 +116,74 @@ def test_references_are_told_from_paths() -> None:
     assert split_reference("C:\\data\\b.py:f") == (Path("C:\\data\\b.py"), "f")
     assert split_reference("C:\\data") is None
     assert split_reference("data.npz") is None
+
+
+class Reader:
+    """As onnxruntime's CalibrationDataReader: a length that fails, and an iterator that get_next goes before."""
+
+    def __init__(self, count: int = 4, end: Any = None) -> None:
+        self._x = np.zeros((1, 3), np.float32)
+        self._count = count
+        self._end = end
+        self._next = 0
+
+    def get_next(self) -> Any:
+        self._next += 1
+        if self._next > self._count:
+            return self._end
+        self._x[0, 0] = self._next - 1
+        return {"x": self._x, "labels": np.array([self._next])}
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Any:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Any:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize("end", [None, {}])
+def test_readers_are_walked_once_to_their_end_and_kept(end: Any) -> None:
+    feeds = Feeds(from_items(Reader(4, end), "feeds"), [X])
+    assert indices(feeds) == indices(feeds) == [0, 1, 2, 3]
+    assert feeds[2].source == "feeds[2]"
+    assert feeds[2].labels is not None
+    assert len(from_items(Reader(0, end), "feeds")) == 0
+
+
+def test_readers_of_onnxruntime_are_read() -> None:
+    calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
+
+    class Mine(calibrate.CalibrationDataReader):  # type: ignore[name-defined]
+        def __init__(self) -> None:
+            self._items = iter([{"x": row(index, 0, 0)} for index in range(3)])
+
+        def get_next(self) -> Any:
+            return next(self._items, None)
+
+    assert indices(Feeds(from_items(Mine(), "feeds"), [X])) == [0, 1, 2]
+
+
+def test_readers_that_fail_name_the_index() -> None:
+    class Failing(Reader):
+        def get_next(self) -> Any:
+            if self._next == 2:
+                raise OSError("the disk is gone")
+            return super().get_next()
+
+    with pytest.raises(FeedError, match=r"feeds\[2\]: it failed: OSError: the disk is gone"):
+        from_items(Failing(), "feeds")
+
+
+def test_readers_give_dicts() -> None:
+    class Wrong(Reader):
+        def get_next(self) -> Any:
+            return np.zeros(3)
+
+    with pytest.raises(FeedError, match=r"feeds\[0\]: expected a dict of input name -> array, got ndarray"):
+        from_items(Wrong(), "feeds")
 
 
 def test_a_mapping_alone_is_no_source_of_feeds() -> None:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from onnxopt.errors import FeedError, UsageError
-from onnxopt.feeds.images import ImageFolder, Images
+from onnxopt.feeds.images import ImageFolder, Images, Preprocessing
 from onnxopt.runtime import Port
 from tests.feeds.ports import IDS, PICTURE, X
 
@@ -108,6 +108,24 @@ def test_gray_has_one_channel(picture: Path) -> None:
 def test_what_the_model_leaves_open_must_be_stated(picture: Path, ports: list[Port], text: str, cause: str) -> None:
     with pytest.raises(FeedError, match=cause):
         ImageFolder([picture], ports, Images.parse(text))
+
+
+@pytest.mark.parametrize("text", ["mean=0.2+0+0,std=0.5+1+2", "size=2x2,resize=crop,channels=bgr"])
+def test_paths_bytes_and_open_pictures_give_the_same(picture: Path, text: str) -> None:
+    preprocessing = Preprocessing([PICTURE], Images.parse(text))
+    expected = read(picture, PICTURE, text)
+    np.testing.assert_array_equal(preprocessing.array(picture.read_bytes(), "row"), expected)
+    with Image.open(picture) as opened:
+        for _ in range(2):
+            np.testing.assert_array_equal(preprocessing.array(opened, "row"), expected)
+
+
+def test_bytes_that_are_no_picture_are_named_without_an_address() -> None:
+    with pytest.raises(FeedError) as caught:
+        Preprocessing([PICTURE], None).array(b"no picture", "t.parquet[3]: column 'image'")
+    assert (
+        caught.value.cause == "t.parquet[3]: column 'image': it can't be read as a picture: cannot identify image file"
+    )
 
 
 def test_broken_pictures_are_named(tmp_path: Path) -> None:

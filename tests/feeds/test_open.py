@@ -10,6 +10,7 @@ from PIL import Image
 
 from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds import Feeds, Split, open_feeds
+from onnxopt.feeds.function import load_function
 from onnxopt.runtime import Port
 from tests.feeds.ports import IDS, PICTURE, X, indices, row, save_rows
 
@@ -134,6 +135,25 @@ def test_in_memory_feeds_and_open_feeds(tmp_path: Path) -> None:
     assert isinstance(feeds, Feeds)
     assert all_indices(open_feeds([feeds], [X])) == indices(feeds)
     assert all_indices(open_feeds([feeds, save_rows(tmp_path / "d.npz", 1)], [X])) == sorted([*indices(feeds), 0])
+
+
+def test_readers_serve_in_memory_and_by_the_name_of_their_class(tmp_path: Path) -> None:
+    (tmp_path / "gen.py").write_text(
+        "import numpy as np\n"
+        "class Reader:\n"
+        "    left = 3\n"
+        "    def get_next(self):\n"
+        "        self.left -= 1\n"
+        "        return {'x': np.full((1, 3), self.left, np.float32)} if self.left >= 0 else None\n"
+    )
+    reader = f"{tmp_path / 'gen.py'}:Reader"
+    feeds = open_feeds([reader], [X], whole=True).evaluate
+    assert indices(feeds) == [2, 1, 0]
+    assert feeds[1].source == f"{reader}[1]"
+    given = load_function(tmp_path / "gen.py", "Reader")()
+    assert all_indices(open_feeds([given], [X])) == [0, 1, 2]
+    with pytest.raises(FeedError, match=r"^Reader: no feed"):
+        open_feeds([given], [X])
 
 
 def test_data_sets_and_pictures_by_folder(tmp_path: Path) -> None:

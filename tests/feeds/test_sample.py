@@ -1,7 +1,11 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onnxopt.errors import FeedError
 from onnxopt.feeds import Feeds
@@ -25,6 +29,42 @@ def test_feeds_may_be_walked_again_and_sliced() -> None:
     assert indices(THREE.select([2, 0])) == [2, 0]
     assert indices(THREE.select([2, 0]).select([1])) == [0]
     assert [sample.source for sample in THREE.select([2])] == ["test[2]"]
+
+
+def many(count: int) -> Feeds:
+    return feeds_of(*(row(index, 0, 0) for index in range(count)))
+
+
+@given(count=st.integers(1, 30), wanted=st.integers(-2, 40), seed=st.integers(0, 5))
+def test_drawn_samples_are_distinct_and_in_order(count: int, wanted: int, seed: int) -> None:
+    feeds = many(count)
+    drawn = indices(feeds.draw(wanted, seed))
+    assert drawn == sorted(set(drawn))
+    assert len(drawn) == min(max(wanted, 0), count)
+    assert set(indices(feeds.draw(wanted - 1, seed))) <= set(drawn)
+    assert drawn == indices(many(count).draw(wanted, seed))
+
+
+def test_the_seed_decides_what_is_drawn() -> None:
+    feeds = many(50)
+    draws = {tuple(indices(feeds.draw(10, seed))) for seed in range(5)}
+    assert len(draws) == 5
+    assert tuple(range(10)) not in draws
+
+
+@given(total=st.integers(0, 30), count=st.integers(1, 7), turn=st.integers(-3, 3))
+def test_shards_are_disjoint_and_together_all(total: int, count: int, turn: int) -> None:
+    feeds = many(total)
+    shards = [indices(feeds.shard(turn * count + index, count)) for index in range(count)]
+    assert sorted(itertools.chain(*shards)) == list(range(total))
+    assert all(position % count == index for index, shard in enumerate(shards) for position in shard)
+    assert all(shard == sorted(shard) for shard in shards)
+
+
+def test_shards_of_selected_samples_go_by_position() -> None:
+    feeds = many(6).select([5, 3, 1])
+    assert indices(feeds.shard(0, 2)) == [5, 1]
+    assert indices(feeds.shard(1, 2)) == [3]
 
 
 def test_fingerprint_is_of_content_alone() -> None:
