@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxopt.api import check, compare, load, optimize
+    from onnxopt.api import calibrate, check, compare, load, merge, optimize
     from onnxopt.errors import OnnxoptError
     from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option, rewrite
 
 _HOMES = {
+    "calibrate": "onnxopt.api",
     "check": "onnxopt.api",
     "compare": "onnxopt.api",
     "load": "onnxopt.api",
+    "merge": "onnxopt.api",
     "optimize": "onnxopt.api",
     "OnnxoptError": "onnxopt.errors",
     "Change": "onnxopt.passbase",
@@ -39,9 +41,11 @@ __all__ = [
     "PassResult",
     "Skip",
     "__version__",
+    "calibrate",
     "check",
     "compare",
     "load",
+    "merge",
     "optimize",
     "option",
     "rewrite",

@@ -1,4 +1,4 @@
-"""The Python face: optimize, compare, check, load. The command line goes through these."""
+"""The Python face: optimize, calibrate, merge, compare, check, load. The command line goes through these."""
 
 from __future__ import annotations
 
@@ -9,12 +9,17 @@ from typing import Any, TypeAlias
 
 from onnx import ModelProto
 
+from onnxopt.calibration.sampling import ELEMENTS
+from onnxopt.calibration.storage import SavedStatistics
+from onnxopt.calibration.storage import merge as merge_statistics
 from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.feeds import Images
 from onnxopt.model import Limits, LimitsLike, Model
 from onnxopt.model import load as load_model
 from onnxopt.model.saving import PLACES
 from onnxopt.pipeline import (
+    Calibration,
+    CalibrationRun,
     Demands,
     FeedsLike,
     Inputs,
@@ -22,7 +27,9 @@ from onnxopt.pipeline import (
     Progress,
     Result,
     Run,
+    SavedFiles,
     Settings,
+    StatisticsLike,
     VerdictError,
     check_output,
     failed_path,
@@ -40,7 +47,18 @@ from onnxopt.verification import Comparison, RecordedOutputs, parse_all
 from onnxopt.verification import compare as compare_outputs
 from onnxopt.verification.metrics import check_names
 
-__all__ = ["Result", "VerdictError", "check", "compare", "load", "optimize"]
+__all__ = [
+    "Calibration",
+    "Result",
+    "SavedStatistics",
+    "VerdictError",
+    "calibrate",
+    "check",
+    "compare",
+    "load",
+    "merge",
+    "optimize",
+]
 
 Source: TypeAlias = str | Path | ModelProto | Model
 
@@ -64,6 +82,8 @@ def optimize(
     evaluate_labels: str | Path | None = None,
     images: Images | str | None = None,
     samples: int | None = None,
+    batch: int = 1,
+    statistics: StatisticsLike = None,
     metrics: str | Iterable[str] = (),
     target: str | Target = "auto",
     seed: int = 0,
@@ -86,6 +106,7 @@ def optimize(
 
     model: a path, ModelProto or Model; it is not changed. passes: "prune,int8", configured passes, or both in a list.
     feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part.
+    batch: feeds that calibration joins into one run. statistics: what `calibrate` gathered for these passes.
     limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
     output: where to write; None writes nothing. external_data: weights in a file beside it "always", "never", or, with
     "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt, even where the run fails.
@@ -105,6 +126,7 @@ def optimize(
     settings = Settings(
         seed=seed,
         threads=threads,
+        batch=_at_least_one("batch", batch),
         on_error=_choice("on_error", on_error, ("stop", "skip")),
         verify=verify,
         require_data=require_data,
@@ -114,6 +136,7 @@ def optimize(
         dry_run=dry_run,
     )
     steps = parse(passes)
+    saved = SavedFiles(statistics)
     demands = _demands(budgets, metrics, settings)
     chosen = _target(target)
     bounds = Limits.of(limits)
@@ -122,14 +145,86 @@ def optimize(
         progress("loading", 0, 0)
         reference = load(model, bounds)
         demands.check_outputs(reference)
+        saved.check(reference)
         _spare_sidecars(report_paths, source)
         if written is not None and not dry_run:
             check_output(written, source, force)
             if keep_failed:
                 check_output(failed_path(written), source, force)
         opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
-    run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, progress)
+    run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, saved, progress)
     return run.execute()
+
+
+def calibrate(
+    model: Source,
+    feeds: FeedsLike = None,
+    *,
+    passes: PassLike | Sequence[PassLike] = "int8",
+    images: Images | str | None = None,
+    samples: int | None = None,
+    batch: int = 1,
+    elements: int | None = ELEMENTS,
+    shard: tuple[int, int] | None = None,
+    statistics: StatisticsLike = None,
+    target: str | Target = "auto",
+    seed: int = 0,
+    threads: int = 1,
+    limits: LimitsLike = "default",
+    output: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = silent,
+) -> Calibration:
+    """Gather the statistics that the first of the passes asks for which asks for any, for `optimize(statistics=...)`.
+
+    model, images: see `optimize`. feeds: all of them calibrate, of a folder that is parted already its fit part;
+    samples: at most so many, drawn by `seed`. batch: feeds joined into one run. elements: how many of each tensor, for
+    each item of a batch, histograms look at; None for all. shard: (i, n): only every n-th sample, from the i-th on; the
+    n parts together are all, see `merge`. statistics: of earlier passes. output: a file to write them to; force:
+    replace it.
+    Raises NothingCompared without real inputs, UsageError where no pass asks for statistics, FeedError naming a sample
+    that can't be read, that the model fails on, or that holds NaN; ModelError, PassError, LimitError as in `optimize`.
+    """
+    source = _file(model)
+    written = Path(output) if output is not None else None
+    settings = Settings(seed=seed, threads=threads, batch=_at_least_one("batch", batch))
+    steps = parse(passes)
+    saved = SavedFiles(statistics)
+    _check_calibration(elements, shard, samples)
+    chosen = _target(target)
+    bounds = Limits.of(limits)
+    inputs = Inputs(feeds, images=images, samples=samples, seed=seed)
+    if written is not None:
+        check_output(written, source, force)
+        _spare_inputs(written, _files(feeds, statistics))
+    progress("loading", 0, 0)
+    reference = load(model, bounds)
+    saved.check(reference)
+    split = meet(reference, source, inputs, bounds, fit=True, threads=threads, progress=progress)
+    name = "a model in memory" if source is None else source.name
+    run = CalibrationRun(reference, name, steps, split, chosen, settings, saved, elements, shard, progress)
+    calibration = run.execute()
+    if written is not None:
+        progress("writing", 0, 0)
+        calibration.saved.save(written)
+    return calibration
+
+
+def merge(files: Sequence[str | Path], *, output: str | Path | None = None, force: bool = False) -> SavedStatistics:
+    """The statistics of all files together: the parts of one calibration, or several over different feeds.
+
+    output: a file to write them to; force: replace it. Raises UsageError, naming the file, for parts that are missing
+    or given twice and for files that don't belong together.
+    """
+    paths = [Path(file) for file in files]
+    written = Path(output) if output is not None else None
+    if written is not None:
+        check_output(written, None, force)
+        _spare_inputs(written, paths)
+    merged = merge_statistics(paths)
+    if written is not None:
+        merged.save(written)
+    return merged
 
 
 def check(
@@ -234,6 +329,31 @@ def _target(target: str | Target) -> Target:
     except ValueError as error:
         hint = did_you_mean(str(target), ["auto", *TARGETS])
         raise UsageError(f"unknown target {target!r}", hint) from error
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise UsageError(f"{name}: {value} is no number of feeds", "use 1 or more")
+    return value
+
+
+def _check_calibration(elements: int | None, shard: tuple[int, int] | None, samples: int | None) -> None:
+    if elements is not None and elements < 1:
+        raise UsageError(f"elements: {elements} is too few", "use 1 or more, or None for all")
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples: {samples} is too few", "use 1 or more")
+    if shard is not None and not 0 <= shard[0] <= shard[1]:
+        raise UsageError(
+            f"shard {shard[0]}/{shard[1]}: there is no such part", f"use 1/{shard[1]} to {shard[1]}/{shard[1]}"
+        )
+    if shard is not None and shard[1] < 1:
+        raise UsageError(f"shard {shard[0]}/{shard[1]}: there are no parts", "use for example 1/4")
+
+
+def _spare_inputs(written: Path, used: Iterable[Path]) -> None:
+    """Refuse to replace a file that is read. Raises UsageError."""
+    if written.exists() and any(path.exists() and written.samefile(path) for path in used):
+        raise UsageError(f"{written} is read by this run", "choose another place with -o")
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:

@@ -20,7 +20,16 @@ from typing import ClassVar
 
 import numpy as np
 
-from onnxopt.calibration import Range, Requests, Statistics
+from onnxopt.calibration import (
+    CALIBRATORS,
+    Range,
+    Requests,
+    Statistics,
+    calibrated_ranges,
+    calibration_requests,
+    choose,
+)
+from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.graph import qdq, storage
 from onnxopt.graph.codes import implied, shared_params, within
 from onnxopt.graph.edit import label
@@ -52,8 +61,19 @@ class Int8(Pass):
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
+    calibrator: tuple[str, ...] = option(
+        ("minmax",), f"how ranges are chosen, of several the one that does best: {', '.join(CALIBRATORS)}"
+    )
     min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs")
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        unknown = next((name for name in self.calibrator if name not in CALIBRATORS), None)
+        if unknown is not None:
+            raise UsageError(f"pass 'int8': unknown calibrator {unknown!r}", did_you_mean(unknown, CALIBRATORS))
+        if not self.calibrator:
+            raise UsageError("pass 'int8': no calibrator is named", f"use one of: {', '.join(CALIBRATORS)}")
 
     @property
     def effect(self) -> Effect:
@@ -69,15 +89,16 @@ class Int8(Pass):
             tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, self.islands).codes)
             tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
         means = [
-            (layer.activation, 1 if layer.layout is Layout.CONV else -1)
+            (layer.activation, _channel_axis(layer))
             for layer in layers
             if self.correct_bias and layer.body is model.graph
         ]
-        return Requests(tuple(tensors), tuple(means))
+        return calibration_requests(tensors, self.calibrator) | Requests(channel_means=tuple(means))
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Quantize the layers that have statistics and pay; store the other weights."""
-        work = _Work(self, model, context)
+        calibrator, chosen = self._choose(model, context)
+        work = _Work(self, model, context, calibrator)
         layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
         left = len(work.skipped)
         stored = work.store()
@@ -86,7 +107,26 @@ class Int8(Pass):
         notes = [f"{kernels}, {stored} weights stored as int8, {left} layers left float"]
         if context.statistics is None:
             notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
+        notes += chosen
         return PassResult(work.changes, work.skipped, notes)
+
+    def _choose(self, model: Model, context: Context) -> tuple[str, list[str]]:
+        """The calibrator whose ranges leave the least error at the outputs, and what is to be said of the choice."""
+        if len(self.calibrator) == 1 or context.statistics is None:
+            return self.calibrator[0], []
+        if context.compare is None:
+            return self.calibrator[0], [f"nothing to compare calibrators on: {self.calibrator[0]}, the first, was used"]
+        scores: dict[str, float] = {}
+        for name in self.calibrator:
+            clone = model.clone()
+            trial = _Work(self, clone.model, context, name)
+            trial.quantize(context.statistics.moved(clone.tensors))
+            trial.store()
+            trial.writer.finish()
+            scores[name] = context.compare(clone.model)
+        best = choose(scores)
+        others = ", ".join(f"{name} {score:.1f}" for name, score in scores.items() if name != best)
+        return best, [f"ranges by {best}: {scores[best]:.1f} dB at the outputs; {others}"]
 
 
 def _by_body(model: Model, layers: list[Layer]) -> list[tuple[Graph, list[Layer]]]:
@@ -99,8 +139,10 @@ def _by_body(model: Model, layers: list[Layer]) -> list[tuple[Graph, list[Layer]
 class _Work:
     """One run of the pass over one model."""
 
-    def __init__(self, options: Int8, model: Model, context: Context) -> None:
+    def __init__(self, options: Int8, model: Model, context: Context, calibrator: str) -> None:
         self.options, self.model, self.target = options, model, context.target
+        self.calibrator = calibrator
+        self.ranges: dict[Variable, tuple[float, float]] = {}
         self.outputs = shared_tensors(model)
         self.writer = QdqWriter(model)
         self.changes: list[Change] = []
@@ -119,6 +161,8 @@ class _Work:
     def quantize(self, statistics: Statistics) -> int:
         """Write the integer form of every body; returns the number of layers that got it."""
         self.statistics = statistics
+        tensors = self.options.needs(self.model).ranges
+        self.ranges = calibrated_ranges(statistics, tensors, self.calibrator)
         plans = [
             (body, island, shared_params(island, self._bounds, self.target.activation))
             for body, island in self._plans(self._candidates())
@@ -181,7 +225,10 @@ class _Work:
                 return "no sample reached it" if reason is None else f"{place} {reason}"
             if not _representable(found):
                 return f"{place} is too small for 8 bits, [{found.minimum:.1g}, {found.maximum:.1g}]"
-            decibels = affine.typical_sqnr_db(found.minimum, found.maximum, found.mean_absolute)
+            magnitude = self.statistics.mean_magnitude(tensor)
+            if magnitude is None:
+                continue
+            decibels = affine.typical_sqnr_db(*self._bounds(tensor), magnitude)
             if decibels < self.options.min_sqnr:
                 return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
@@ -234,9 +281,7 @@ class _Work:
         return plan(body, layers, self.outputs, known, self.options.islands)
 
     def _bounds(self, tensor: Variable) -> tuple[float, float]:
-        found = self.statistics.range(tensor)
-        assert found is not None  # candidates and islands hold measured tensors only
-        return found.minimum, found.maximum
+        return self.ranges[tensor]  # candidates and islands hold measured tensors only
 
     def _weights(self, layers: list[tuple[Layer, dict[Variable, QParams]]]) -> dict[Key, Written]:
         """One set of codes for each weight, whatever the number of layers that share it."""
@@ -279,7 +324,9 @@ class _Work:
     def _corrected(
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
     ) -> FloatArray | None:
-        mean = self.statistics.channel_mean(layer.activation) if self.options.correct_bias else None
+        mean = (
+            self.statistics.channel_mean(layer.activation, _channel_axis(layer)) if self.options.correct_bias else None
+        )
         if bias is None and layer.node.op == "MatMul":
             if not layer.would_become_gemm(self.outputs):
                 return None
@@ -340,7 +387,7 @@ class _Work:
         layer = self.layers.get(found.node)
         if layer is None or layer.node.op == "MatMul" or not self.options.correct_bias:
             return False
-        mean = self.statistics.channel_mean(layer.activation)
+        mean = self.statistics.channel_mean(layer.activation, _channel_axis(layer))
         given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
         bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
         grows = not isinstance(given, Constant) and storage.saved_bytes([found]) < bias.nbytes + storage.NODE_BYTES
@@ -366,6 +413,11 @@ class _Work:
 def _key(layer: Layer) -> Key:
     """Layers with equal keys have equal weight values in the same layout."""
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
+
+
+def _channel_axis(layer: Layer) -> int:
+    """The axis of the layer's input along which its weight adds up."""
+    return 1 if layer.layout is Layout.CONV else -1
 
 
 def _representable(found: Range) -> bool:

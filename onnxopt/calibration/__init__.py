@@ -1,7 +1,20 @@
 """Requests for statistics of a graph's tensors, and the streaming run that answers them."""
 
+from onnxopt.calibration.calibrators import CALIBRATORS, choose
 from onnxopt.calibration.collect import collect
+from onnxopt.calibration.ranges import calibrated_ranges, calibration_requests
 from onnxopt.calibration.requests import Requests
-from onnxopt.calibration.statistics import Range, Statistics
+from onnxopt.calibration.statistics import Gram, Moments, Range, Statistics
 
-__all__ = ["Range", "Requests", "Statistics", "collect"]
+__all__ = [
+    "CALIBRATORS",
+    "Gram",
+    "Moments",
+    "Range",
+    "Requests",
+    "Statistics",
+    "calibrated_ranges",
+    "calibration_requests",
+    "choose",
+    "collect",
+]

@@ -1,8 +1,7 @@
-"""Reductions added to a model so that it reports the statistics of its own tensors.
+"""Reductions inside If, Loop and Scan bodies, and the way their figures take out of them.
 
 Per tensor four scalars: minimum, maximum, sum of magnitudes (also the only one of the three that reliably spreads NaN)
-and number of elements. In the main graph they become outputs as they are. In an If, Loop or Scan body they are gathered
-into four vectors that leave through added outputs of the body:
+and number of elements. They are gathered into four vectors that leave through added outputs of the body:
 
     If      each branch returns its own vectors, and neutral values in the places of the other branch
     Loop    loop-carried state, combined in every iteration by Min, Max, Add, Add
@@ -14,8 +13,8 @@ no such way out; their tensors are not measured.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -48,64 +47,26 @@ Bundle = tuple[Variable, ...]
 _OPEN = frozenset({("", "If"), ("", "Loop"), ("", "Scan")})
 
 
-@dataclass
-class Probe:
-    """The instrumented outputs: names per figure and, in the same order, the tensors they measure.
+class BodyInstrument:
+    """Adds the reductions for `wanted`, tensors of inner bodies of `model`, which is changed in place.
 
-    closed: (tensor, why it is not measured).
+    vectors: per node of the main graph that holds such bodies the four outputs it got, and the tensors that their
+    entries measure.
     """
 
-    scalars: list[tuple[str, str, str, str]] = field(default_factory=list)
-    measured: list[Variable] = field(default_factory=list)
-    vectors: list[tuple[tuple[str, str, str, str], list[Variable]]] = field(default_factory=list)
-    means: list[tuple[str, Variable]] = field(default_factory=list)
-    closed: list[tuple[Variable, str]] = field(default_factory=list)
-
-
-class Instrument:
-    """Adds the reductions for `wanted` (tensors of `model`, which is changed in place).
-
-    originals: per tensor of `model` the one that the caller asks about.
-    """
-
-    def __init__(self, model: Model, wanted: dict[Variable, Variable], means: dict[Variable, tuple[Variable, int]]):
+    def __init__(self, model: Model, wanted: Collection[Variable], names: Names):
         self.model = model
-        self.wanted = wanted
-        self.names = Names(model)
-        self.probe = Probe()
-        self.homes = self._homes()
-        self._measure_main_graph(means)
-
-    def _homes(self) -> dict[Graph, list[Variable]]:
-        """The body in which each wanted tensor is produced, or is an input; those of closed bodies go to the probe."""
-        homes: dict[Graph, list[Variable]] = {}
-        for body in self.model.bodies():
-            owned = [*body.inputs, *(output for node in body.nodes for output in node.outputs)]
-            found = [tensor for tensor in owned if tensor in self.wanted]
-            reason = _closed(body) if found else None
-            if reason is not None:
-                self.probe.closed += [(self.wanted[tensor], reason) for tensor in found]
-            elif found:
-                homes[body] = found
-        return homes
-
-    def _measure_main_graph(self, means: dict[Variable, tuple[Variable, int]]) -> None:
-        body = self.model.graph
-        for tensor in self.homes.pop(body, []):
-            bundle = self._reduce(body, tensor)
-            body.outputs.extend(bundle)
-            self.probe.scalars.append(_four(bundle))
-            self.probe.measured.append(self.wanted[tensor])
-        for node in list(body.nodes):
+        self.names = names
+        self.vectors: list[tuple[Bundle, list[Variable]]] = []
+        self._homes = homes(model, wanted)
+        self._homes.pop(model.graph, None)
+        if not self._homes:
+            return
+        for node in list(model.graph.nodes):
             tensors: list[Variable] = []
             vectors = self._leave(node, tensors)
             if vectors is not None:
-                body.outputs.extend(vectors)
-                self.probe.vectors.append((_four(vectors), tensors))
-        for tensor, (original, axis) in means.items():
-            mean = self._channel_mean(body, tensor, axis)
-            body.outputs.append(mean)
-            self.probe.means.append((mean.name, original))
+                self.vectors.append((vectors, tensors))
 
     def _add(
         self, body: Graph, op: str, inputs: Sequence[Variable | Constant], dtype: object, **attrs: object
@@ -134,20 +95,6 @@ class Instrument:
             scalar.shape = []
         return bundle
 
-    def _channel_mean(self, body: Graph, tensor: Variable, axis: int) -> Variable:
-        """[C]: the mean over every axis but `axis`, which is 1 (then of rank 3 or more) or the last one (-1).
-
-        GlobalAveragePool works in the runtime's blocked layout, where a reduction would first undo it.
-        """
-        pooled = self._add(body, "GlobalAveragePool", [tensor], np.float32) if axis == 1 else tensor
-        rows = self._add(body, "Flatten", [pooled], np.float32, axis=axis)
-        if self.model.opset < 18:
-            mean = self._add(body, "ReduceMean", [rows], np.float32, keepdims=0, axes=[0])
-        else:
-            mean = self._add(body, "ReduceMean", [rows, self._constant(np.array([0]))], np.float32, keepdims=0)
-        mean.shape = [None]
-        return mean
-
     def _leave(self, node: Node, tensors: list[Variable]) -> Bundle | None:
         """Bring the statistics of the bodies in `node` out of it; appends what they measure to `tensors`."""
         if node.kind not in _OPEN:
@@ -168,14 +115,14 @@ class Instrument:
         """Four vectors of everything measured in `body` and the bodies within it."""
         parts: list[Bundle] = []
         axis = self._constant(np.array([0], np.int64))
-        for tensor in self.homes.get(body, []):
+        for tensor in self._homes.get(body, []):
             scalars = self._reduce(body, tensor)
             parts.append(
                 tuple(self._add(body, "Unsqueeze", [s, axis], s.dtype) for s in scalars)
                 if self.model.opset >= 13
                 else tuple(self._add(body, "Unsqueeze", [s], s.dtype, axes=[0]) for s in scalars)
             )
-            tensors.append(self.wanted[tensor])
+            tensors.append(tensor)
         for node in list(body.nodes):
             vectors = self._leave(node, tensors)
             if vectors is not None:
@@ -228,12 +175,18 @@ class Instrument:
         return tuple(outputs)
 
 
-def _four(bundle: Bundle) -> tuple[str, str, str, str]:
-    low, high, absolutes, count = bundle
-    return low.name, high.name, absolutes.name, count.name
+def homes(model: Model, wanted: Collection[Variable]) -> dict[Graph, list[Variable]]:
+    """The body in which each wanted tensor is produced, or is an input."""
+    found: dict[Graph, list[Variable]] = {}
+    for body in model.bodies():
+        owned = [*body.inputs, *(output for node in body.nodes for output in node.outputs)]
+        mine = [tensor for tensor in owned if tensor in wanted]
+        if mine:
+            found[body] = mine
+    return found
 
 
-def _closed(body: Graph) -> str | None:
+def closed(body: Graph) -> str | None:
     """Why nothing in `body` can be measured; None where it can."""
     if body.function is not None:
         return "is in a local function"

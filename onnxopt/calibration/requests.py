@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeAlias
 
-from onnxopt.model import Variable
+from onnxopt.model import Node, Variable
 
-T = TypeVar("T")
+# A tensor of the main graph and its channel axis, counted from the end where negative.
+Channels: TypeAlias = tuple[Variable, int]
 
 
 @dataclass(frozen=True)
 class Requests:
-    """Statistics wanted, over all feeds.
+    """Statistics wanted, over all feeds. All but ranges are measured in the main graph only.
 
-    ranges: floating-point tensors of any body whose minimum, maximum, mean magnitude and element count are wanted.
-    channel_means: (tensor, axis) of the main graph whose mean over all other axes is wanted, one value per channel;
-    axis is 1 (of three or more) or -1.
+    ranges: floating-point tensors of any body: minimum, maximum, number of elements.
+    extremes: tensors whose minimum and maximum in each run are averaged over the runs.
+    moments: tensors whose mean and mean square over all elements are wanted.
+    histograms: tensors whose values are counted in bins (`sampling` says which of them).
+    channel_ranges, channel_means, channel_moments: (tensor, axis): minimum and maximum, mean, or mean and mean square,
+    over all other axes.
+    firings: (tensor, axis, threshold): at how many positions each channel is above the threshold.
+    grams: Conv, Gemm and MatMul nodes: second moments of all pairs of inputs that their weight multiplies (`gram`).
     """
 
     ranges: tuple[Variable, ...] = ()
-    channel_means: tuple[tuple[Variable, int], ...] = ()
+    extremes: tuple[Variable, ...] = ()
+    moments: tuple[Variable, ...] = ()
+    histograms: tuple[Variable, ...] = ()
+    channel_ranges: tuple[Channels, ...] = ()
+    channel_means: tuple[Channels, ...] = ()
+    channel_moments: tuple[Channels, ...] = ()
+    firings: tuple[tuple[Variable, int, float], ...] = ()
+    grams: tuple[Node, ...] = ()
 
     def __or__(self, other: Requests) -> Requests:
-        """Both requests, each tensor once."""
-        return Requests(
-            _unique(self.ranges + other.ranges, self.ranges + other.ranges),
-            _unique(
-                self.channel_means + other.channel_means,
-                [tensor for tensor, _ in self.channel_means + other.channel_means],
-            ),
-        )
+        """Both requests, each thing once."""
+        joined = {
+            item.name: tuple(dict.fromkeys(getattr(self, item.name) + getattr(other, item.name)))
+            for item in dataclasses.fields(self)
+        }
+        return Requests(**joined)
 
     def __bool__(self) -> bool:
-        return bool(self.ranges or self.channel_means)
+        return any(self.by_kind().values())
 
-
-def _unique(items: tuple[T, ...], keys: Iterable[object]) -> tuple[T, ...]:
-    first: dict[int, T] = {}
-    for item, key in zip(items, keys, strict=True):
-        first.setdefault(id(key), item)
-    return tuple(first.values())
+    def by_kind(self) -> dict[str, tuple[Any, ...]]:
+        """Name of the field -> what is asked for there."""
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}

@@ -2,59 +2,234 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.model import Variable
+from onnxopt.calibration.tallies import (
+    ChannelMeanTally,
+    ChannelMomentsTally,
+    ChannelRangeTally,
+    ExtremesTally,
+    FiringTally,
+    GramTally,
+    HistogramTally,
+    MomentsTally,
+    RangeTally,
+    Tally,
+)
+from onnxopt.model import Node, Variable
+from onnxopt.numerics.histogram import Histogram
+
+FloatArray = npt.NDArray[np.float64]
+T = TypeVar("T", bound=Tally)
+# what a statistic is of: a tensor, a tensor with a channel axis (and a threshold), or a node
+Subject = Variable | Node | tuple[Any, ...]
 
 
 @dataclass(frozen=True)
 class Range:
-    """One tensor over all feeds: extreme values, mean magnitude, and how many elements were seen in all."""
+    """One tensor over all feeds: its extreme values, and how many elements were seen in all."""
 
     minimum: float
     maximum: float
     count: int
-    mean_absolute: float
 
 
-@dataclass
+@dataclass(frozen=True)
+class Moments:
+    """Mean and mean square, each a number or [C] for channels; count: elements, or positions of a channel."""
+
+    mean: FloatArray
+    mean_square: FloatArray
+    count: int
+
+    @property
+    def variance(self) -> FloatArray:
+        """Mean square minus square of the mean, not below zero."""
+        return np.maximum(self.mean_square - np.square(self.mean), 0.0)
+
+
+@dataclass(frozen=True)
+class Gram:
+    """second: E[x x^T], [groups, K, K] float64; mean: E[x], [groups, K]; rows: how many x they are taken over."""
+
+    second: FloatArray
+    mean: FloatArray
+    rows: int
+
+    @property
+    def covariance(self) -> FloatArray:
+        """E[x x^T] - E[x] E[x]^T, [groups, K, K]."""
+        return np.asarray(self.second - self.mean[:, :, None] * self.mean[:, None, :])
+
+
 class Statistics:
-    """Measured ranges and channel means, looked up by the tensors that were asked about.
+    """Measured figures, looked up by the tensors and nodes that were asked about.
 
-    samples: how many feeds were run. skipped: (tensor name, why it has no figures); a tensor in a branch that no feed
-    took is not skipped, it has no range.
+    samples: how many feeds were run; runs: in how many runs of the model. Every lookup gives None for what was not
+    asked for, never computed (a branch that no feed took), always empty, or skipped; `reason` tells a skip.
     """
 
-    samples: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)
-    _reasons: dict[Variable, str] = field(default_factory=dict)
-    _ranges: dict[Variable, Range] = field(default_factory=dict)
-    _means: dict[Variable, npt.NDArray[np.float64]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.samples = 0
+        self.runs = 0
+        self._tallies: dict[tuple[str, Subject], Tally] = {}
+        self._reasons: dict[tuple[str, Subject], str] = {}
+
+    # looking up
 
     def range(self, tensor: Variable) -> Range | None:
-        """Range of `tensor`; None when it was not asked for, never computed, always empty, or skipped."""
-        return self._ranges.get(tensor)
+        """Minimum, maximum and number of elements."""
+        found = self._find(RangeTally, "ranges", tensor)
+        if found is None or not found.count:
+            return None
+        return Range(float(found.minimum), float(found.maximum), int(found.count))
 
-    def channel_mean(self, tensor: Variable) -> npt.NDArray[np.float64] | None:
-        """Mean of `tensor` per channel, [C] float64; None when it was not asked for or never computed."""
-        return self._means.get(tensor)
+    def mean_extremes(self, tensor: Variable) -> tuple[float, float] | None:
+        """Mean over the runs of each run's minimum and maximum."""
+        found = self._find(ExtremesTally, "extremes", tensor)
+        if found is None or not found.runs:
+            return None
+        return float(found.minimum.value / found.runs), float(found.maximum.value / found.runs)
 
-    def reason(self, tensor: Variable) -> str | None:
-        """Why `tensor` was skipped, as what is said of it: "holds infinities (feeds[2])"; None when it was not."""
-        return self._reasons.get(tensor)
+    def moments(self, tensor: Variable) -> Moments | None:
+        """Mean and mean square of all elements."""
+        found = self._find(MomentsTally, "moments", tensor)
+        if found is None or not found.count:
+            return None
+        return Moments(found.total.value / found.count, found.squares.value / found.count, int(found.count))
 
-    def record_skip(self, tensor: Variable, reason: str) -> None:
-        """`tensor` has no figures, because it ..."""
-        self.skipped.append((tensor.name, reason))
-        self._reasons[tensor] = reason
+    def histogram(self, tensor: Variable) -> Histogram | None:
+        """Counts of the values on the grid of `sampling`."""
+        found = self._find(HistogramTally, "histograms", tensor)
+        return None if found is None or not found.counts.any() else found.histogram()
 
-    def record_range(self, tensor: Variable, found: Range) -> None:
-        """Store the range of `tensor`."""
-        self._ranges[tensor] = found
+    def mean_magnitude(self, tensor: Variable) -> float | None:
+        """Mean |x|: from the histogram, to its resolution; of tensors in inner bodies from their own sums."""
+        histogram = self.histogram(tensor)
+        if histogram is not None:
+            return histogram.mean_absolute()
+        found = self._find(RangeTally, "ranges", tensor)
+        if found is None or not found.count or not found.magnitudes.value:
+            return None
+        return float(found.magnitudes.value / found.count)
 
-    def record_mean(self, tensor: Variable, mean: npt.NDArray[np.float64]) -> None:
-        """Store the channel mean of `tensor`."""
-        self._means[tensor] = mean
+    def channel_range(self, tensor: Variable, axis: int) -> tuple[FloatArray, FloatArray] | None:
+        """Minimum and maximum of each channel, [C] float64."""
+        found = self._find(ChannelRangeTally, "channel_ranges", (tensor, axis))
+        return None if found is None else (found.minimum, found.maximum)
+
+    def channel_maximum(self, tensor: Variable, axis: int) -> FloatArray | None:
+        """max |x| of each channel, [C] float64."""
+        found = self.channel_range(tensor, axis)
+        return None if found is None else np.maximum(np.abs(found[0]), np.abs(found[1]))
+
+    def channel_mean(self, tensor: Variable, axis: int) -> FloatArray | None:
+        """Mean of each channel, [C] float64."""
+        found = self._find(ChannelMeanTally, "channel_means", (tensor, axis))
+        if found is None or not found.positions:
+            moments = self.channel_moments(tensor, axis)
+            return None if moments is None else moments.mean
+        return np.asarray(found.total.value / found.positions)
+
+    def channel_moments(self, tensor: Variable, axis: int) -> Moments | None:
+        """Mean and mean square of each channel, [C] float64."""
+        found = self._find(ChannelMomentsTally, "channel_moments", (tensor, axis))
+        if found is None or not found.positions:
+            return None
+        count = int(found.positions)
+        return Moments(found.total.value / count, found.squares.value / count, count)
+
+    def firing(self, tensor: Variable, axis: int, threshold: float) -> FloatArray | None:
+        """Share of its positions at which each channel was above the threshold, [C]; 0 for one that never fires."""
+        found = self._find(FiringTally, "firings", (tensor, axis, threshold))
+        return None if found is None or not found.positions else np.asarray(found.fired / found.positions)
+
+    def gram(self, node: Node) -> Gram | None:
+        """Second moments of the inputs that the layer's weight multiplies."""
+        found = self._find(GramTally, "grams", node)
+        if found is None or not found.rows:
+            return None
+        return Gram(found.matrix.value / found.rows, found.total.value / found.rows, int(found.rows))
+
+    def reason(self, subject: Subject, kind: str = "ranges") -> str | None:
+        """Why `subject` was skipped, as what is said of it: "holds infinities (feeds[2])"; None when it was not."""
+        return self._reasons.get((kind, subject))
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """(name, why it has no figures), each once."""
+        told = [(_name(subject), reason) for (_, subject), reason in self._reasons.items()]
+        return list(dict.fromkeys(told))
+
+    # filling in
+
+    def tally(self, kind: str, subject: Subject, make: Any) -> Any:
+        """The tally of a subject, made by `make()` where there is none yet."""
+        key = (kind, subject)
+        if key not in self._tallies:
+            self._tallies[key] = make()
+        return self._tallies[key]
+
+    def record(self, kind: str, subject: Subject, tally: Tally) -> None:
+        """Take over a finished tally."""
+        self._tallies[kind, subject] = tally
+
+    def record_skip(self, subject: Subject, reason: str, kind: str = "ranges") -> None:
+        """`subject` has no figures of that kind, because it ..."""
+        self._reasons.setdefault((kind, subject), reason)
+        self._tallies.pop((kind, subject), None)
+
+    def tallies(self) -> Iterator[tuple[str, Subject, Tally]]:
+        """(kind, subject, tally) of everything measured."""
+        for (kind, subject), tally in self._tallies.items():
+            yield kind, subject, tally
+
+    def reasons(self) -> Iterator[tuple[str, Subject, str]]:
+        """(kind, subject, reason) of everything skipped."""
+        for (kind, subject), reason in self._reasons.items():
+            yield kind, subject, reason
+
+    def moved(self, tensors: Mapping[int, Variable]) -> Statistics:
+        """The same figures for a clone of the model; tensors: `Clone.tensors`. Those of nodes are left behind."""
+        moved = Statistics()
+        moved.samples, moved.runs = self.samples, self.runs
+
+        def there(subject: Subject) -> Subject | None:
+            if isinstance(subject, Node):
+                return None
+            inner, *detail = subject if isinstance(subject, tuple) else (subject,)
+            found = tensors.get(id(inner))
+            return None if found is None else (found, *detail) if detail else found
+
+        moved._tallies = {(k, to): t for (k, s), t in self._tallies.items() if (to := there(s)) is not None}
+        moved._reasons = {(k, to): t for (k, s), t in self._reasons.items() if (to := there(s)) is not None}
+        return moved
+
+    def merge(self, other: Statistics) -> None:
+        """Take in another run over other feeds of the same graph; what either skipped is skipped."""
+        self.samples += other.samples
+        self.runs += other.runs
+        for kind, subject, tally in other.tallies():
+            key = (kind, subject)
+            if key in self._tallies:
+                self._tallies[key].merge(tally)
+            elif key not in self._reasons:
+                self._tallies[key] = tally
+        for kind, subject, reason in other.reasons():
+            self.record_skip(subject, reason, kind)
+
+    def _find(self, _type: type[T], kind: str, subject: Subject) -> T | None:
+        found = self._tallies.get((kind, subject))
+        return found if isinstance(found, _type) else None
+
+
+def _name(subject: Subject) -> str:
+    inner = subject[0] if isinstance(subject, tuple) else subject
+    if isinstance(inner, Node):
+        return str(inner.name or (inner.outputs[0].name if inner.outputs else inner.op))
+    return str(inner.name)

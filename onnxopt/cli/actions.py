@@ -66,7 +66,17 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: None if value == () and name in _OPTIONAL else value for name, value in settings.items()}
 
 
-_OPTIONAL = ("evaluate", "max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative", "max_size", "max_latency")
+_OPTIONAL = (
+    "evaluate",
+    "statistics",
+    "max_drop",
+    "min_sqnr",
+    "min_agreement",
+    "max_abs",
+    "max_relative",
+    "max_size",
+    "max_latency",
+)
 
 
 def _or_none(data: tuple[str, ...]) -> list[str] | None:

@@ -9,7 +9,19 @@ import click
 from onnxopt import __version__
 from onnxopt.cli import completion as completions
 from onnxopt.cli.group import DefaultGroup, SectionCommand
-from onnxopt.cli.options import DATA, OUTPUT, RUN, budget_options, data_options, option, output_options, run_options
+from onnxopt.cli.options import (
+    DATA,
+    OUTPUT,
+    RUN,
+    budget_options,
+    calibrate_options,
+    calibration_options,
+    data_options,
+    option,
+    output_options,
+    quiet_options,
+    run_options,
+)
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
 PASSES = "Passes"
@@ -51,6 +63,7 @@ def root(context: click.Context) -> None:
     help="What a failing pass, always rolled back, does to the run. [stop]",
 )
 @data_options
+@calibration_options
 @option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up.")
 @budget_options
 @option(
@@ -107,6 +120,52 @@ def check(candidate: str, reference: str, verbose: int, quiet: bool, **settings:
     from onnxopt.cli.actions import check_file
 
     return check_file(candidate, reference, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command(cls=SectionCommand, short_help="Gather the statistics that passes ask for into a file.")
+@click.argument("model", metavar="MODEL", type=click.Path())
+@option(
+    "-p",
+    "--passes",
+    default="int8",
+    metavar="LIST",
+    shell_complete=completions.pass_list,
+    section=PASSES,
+    help="The passes that will use them; those before the first that asks are run. [int8]",
+)
+@option(
+    "--target",
+    default="auto",
+    metavar="NAME",
+    shell_complete=completions.targets,
+    section=PASSES,
+    help="Where the result will run: auto, x86, arm64, ...",
+)
+@calibrate_options
+@option("-o", "--output", type=click.Path(), metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.stats.npz]")
+@quiet_options
+def calibrate(model: str, output: str | None, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Run MODEL on real inputs and write the statistics that passes ask for, for onnxopt MODEL --stats FILE.
+
+    With --shard the feeds can be divided among machines: onnxopt merge puts the parts together.
+
+    Exit codes: 0 written, 2 wrong usage or feeds, 3 unreadable model, 4 a pass failed, 5 no real inputs, 6 a limit was
+    reached, 130 interrupted.
+    """
+    from onnxopt.cli.calibrate import calibrate_file
+
+    return calibrate_file(model, output, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command(cls=SectionCommand, short_help="Put the parts of a calibration together.")
+@click.argument("files", metavar="FILE...", nargs=-1, type=click.Path())
+@option("-o", "--output", required=True, type=click.Path(), metavar="FILE", section=OUTPUT, help="Where to write.")
+@quiet_options
+def merge(files: tuple[str, ...], output: str, verbose: int, quiet: bool, force: bool) -> int:
+    """Put together what onnxopt calibrate wrote: all parts of one calibration, or several over different feeds."""
+    from onnxopt.cli.calibrate import merge_files
+
+    return merge_files(files, output, quiet=quiet, force=force)
 
 
 @root.command(short_help="List the passes, or show one with its options.")

@@ -31,16 +31,38 @@ def combined(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+_data_option = option(
+    "--data",
+    multiple=True,
+    type=click.Path(),
+    metavar="PATH",
+    section=DATA,
+    help="Real inputs, repeatable: .npz, .parquet or Polygraphy's .json, a folder of one of these, pictures, ONNX "
+    "test_data_set_*, a saved data set, or file.py:function.",
+)
+_images_option = option(
+    "--images", metavar="SPEC", section=DATA, help="Preprocessing of pictures: size=224x224,mean=0.5,..."
+)
+_batch_option = option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=1,
+    metavar="N",
+    section=DATA,
+    help="Feeds that calibration joins into one run. [1]",
+)
+_stats_option = option(
+    "--stats",
+    "statistics",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    section=DATA,
+    help="Statistics that onnxopt calibrate gathered for these passes, repeatable.",
+)
+
 data_options = combined(
-    option(
-        "--data",
-        multiple=True,
-        type=click.Path(),
-        metavar="PATH",
-        section=DATA,
-        help="Real inputs, repeatable: a folder of .npz files, one .npz, ONNX test_data_set_*, pictures, or "
-        "file.py:function.",
-    ),
+    _data_option,
     option(
         "--eval",
         "evaluate",
@@ -65,7 +87,7 @@ data_options = combined(
         section=DATA,
         help="Labels of --eval.",
     ),
-    option("--images", metavar="SPEC", section=DATA, help="Preprocessing of pictures: size=224x224,mean=0.5,..."),
+    _images_option,
     option(
         "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds of each part."
     ),
@@ -108,16 +130,23 @@ budget_options = combined(
     ),
 )
 
+_seed_option = option(
+    "--seed", type=click.IntRange(min=0), default=0, metavar="N", section=RUN, help="Of everything drawn. [0]"
+)
+_limits_option = option(
+    "--limits",
+    type=click.Choice(["default", "strict", "off"]),
+    default="default",
+    section=RUN,
+    help="What a model may ask for; off for one you trust. [default]",
+)
+_threads_option = option(
+    "--threads", type=click.IntRange(min=1), default=1, metavar="N", section=RUN, help="Of every session. [1]"
+)
 run_options = combined(
-    option("--seed", type=click.IntRange(min=0), default=0, metavar="N", section=RUN, help="Of everything drawn. [0]"),
-    option(
-        "--limits",
-        type=click.Choice(["default", "strict", "off"]),
-        default="default",
-        section=RUN,
-        help="What a model may ask for; off for one you trust. [default]",
-    ),
-    option("--threads", type=click.IntRange(min=1), default=1, metavar="N", section=RUN, help="Of every session. [1]"),
+    _seed_option,
+    _limits_option,
+    _threads_option,
     option(
         "--latency-seconds",
         type=click.FloatRange(min=0),
@@ -127,6 +156,14 @@ run_options = combined(
         help="Time spent timing both models; 0 leaves it out. [2]",
     ),
 )
+
+calibration_options = combined(_batch_option, _stats_option)
+
+_verbose_option = option(
+    "-v", "--verbose", count=True, section=OUTPUT, help="Every change, and each step; -vv: tracebacks too."
+)
+_quiet_option = option("-q", "--quiet", is_flag=True, section=OUTPUT, help="Nothing but errors.")
+_force_option = option("--force", is_flag=True, section=OUTPUT, help="Replace existing files, never an input.")
 
 output_options = combined(
     option(
@@ -138,7 +175,29 @@ output_options = combined(
         section=OUTPUT,
         help="Write the report, repeatable, format by suffix: .json, .txt.",
     ),
-    option("--force", is_flag=True, section=OUTPUT, help="Replace existing files, never an input."),
-    option("-v", "--verbose", count=True, section=OUTPUT, help="Every change, and each step; -vv: tracebacks too."),
-    option("-q", "--quiet", is_flag=True, section=OUTPUT, help="Nothing but errors."),
+    _force_option,
+    _verbose_option,
+    _quiet_option,
 )
+
+calibrate_options = combined(
+    _data_option,
+    _images_option,
+    option(
+        "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds, drawn by --seed."
+    ),
+    _batch_option,
+    option(
+        "--elements",
+        default=None,
+        metavar="N|all",
+        section=DATA,
+        help="Elements of each tensor that histograms look at, for each feed. [8192]",
+    ),
+    option("--shard", metavar="I/N", section=DATA, help="Only part I of N of the feeds; see: onnxopt merge"),
+    _stats_option,
+    _seed_option,
+    _limits_option,
+    _threads_option,
+)
+quiet_options = combined(_force_option, _verbose_option, _quiet_option)

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -95,20 +96,61 @@ def spinner(verbose: int, quiet: bool) -> Iterator[Callable[[str, int, int], Non
 
 
 def _live() -> Iterator[Callable[[str, int, int], None]]:
+    """A line on stderr that says what is being done; where the steps are known, with a bar, rate and time left."""
     from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[pace]}"),
+    )
     console = Console(stderr=True)
-    with console.status("starting") as status:
+    with Progress(*columns, console=console, transient=True, refresh_per_second=8) as bar:
+        task = bar.add_task("starting", total=None, pace="")
+        pace = Pace()
 
         def update(what: str, done: int, total: int) -> None:
             if what.startswith("timing"):
                 # a line that moves would take part in what is timed
-                status.stop()
+                bar.stop()
                 return
-            status.start()
-            status.update(f"{what} {done}/{total}" if total else what)
+            bar.start()
+            told = pace.tell(what, done, total)
+            bar.update(task, description=what, completed=done, total=total or None, pace=told)
 
         yield update
+
+
+class Pace:
+    """How far, how fast, and how long it will still take, in words."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._what = ""
+        self._started = 0.0
+        self._before = 0
+
+    def tell(self, what: str, done: int, total: int) -> str:
+        """ "37/128, 42.1/s, 2 s left"; only how far while nothing is known of the speed."""
+        if what != self._what or done == 0:
+            # the first step may include what is done once
+            self._what, self._started, self._before = what, self._clock(), done
+        if not total:
+            return ""
+        seconds, steps = self._clock() - self._started, done - self._before
+        if steps <= 0 or seconds <= 0:
+            return f"{done}/{total}"
+        rate = steps / seconds
+        return f"{done}/{total}, {rate:.3g}/s, {_duration((total - done) / rate)} left"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes / 60:.1f} h"
 
 
 def _steps() -> Callable[[str, int, int], None]:

@@ -230,6 +230,14 @@ class Model:
         """Hash of the skeleton and the identities of all tensors: equal digests mean nothing was changed."""
         return hashlib.sha256(self.snapshot().skeleton).hexdigest()
 
+    def content_digest(self) -> str:
+        """Hash of graph, metadata and values: equal for equal models, whatever files they lie in. Reads all weights."""
+
+        def write(data: TensorData, name: str | None, _main: bool) -> TensorProto:
+            return data.to_reference(data.digest().hex(), name)
+
+        return hashlib.sha256(self._export(write).SerializeToString(deterministic=True)).hexdigest()
+
     # writing
 
     def to_proto(self) -> ModelProto:

@@ -63,12 +63,15 @@ class Context:
     """Services and settings of one run of a pass.
 
     `statistics` is what the pass asked for in `needs`, None when there are no real feeds. `reference` is the original
-    model. `evaluate(proto, inputs)` computes a small model with the runtime, unoptimized. `progress(done, total)` may
-    be called at will.
+    model. `compare(model)` runs a model, as it would be deployed, on the feeds kept for choosing, and tells how close
+    its outputs are to the reference's: dB of the worst float output, or where there is none the worst share of
+    agreement; None when there are no real feeds. `evaluate(proto, inputs)` computes a small model with the runtime,
+    unoptimized. `progress(done, total)` may be called at will.
     """
 
     reference: Model | None = None
     statistics: Statistics | None = None
+    compare: Callable[[Model], float] | None = None
     target: Target = field(default_factory=lambda: resolve("auto"))
     seed: int = 0
     evaluate: Evaluate = _no_evaluate

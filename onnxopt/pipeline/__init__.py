@@ -1,5 +1,6 @@
 """From a pass list to a verdict: parse, prepare, run, prove or roll back, compare, judge, write."""
 
+from onnxopt.pipeline.calibrate import Calibration, CalibrationRun
 from onnxopt.pipeline.check import check
 from onnxopt.pipeline.facts import sidecars
 from onnxopt.pipeline.failure import reported
@@ -10,9 +11,12 @@ from onnxopt.pipeline.meeting import meet
 from onnxopt.pipeline.optimize import Run
 from onnxopt.pipeline.output import check_output, failed_path
 from onnxopt.pipeline.result import Result, VerdictError
+from onnxopt.pipeline.saved import SavedFiles, StatisticsLike
 from onnxopt.pipeline.settings import Progress, Settings, silent
 
 __all__ = [
+    "Calibration",
+    "CalibrationRun",
     "Demands",
     "FeedsLike",
     "Inputs",
@@ -20,7 +24,9 @@ __all__ = [
     "Progress",
     "Result",
     "Run",
+    "SavedFiles",
     "Settings",
+    "StatisticsLike",
     "Step",
     "VerdictError",
     "canonical",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 from onnxopt.feeds import Data, Feeds, Images, Split, open_feeds
+from onnxopt.feeds.parted import to_fit
 from onnxopt.model import Model
 from onnxopt.runtime import Session
 
@@ -43,6 +44,20 @@ class Inputs:
         if isinstance(self.feeds, Split):
             return self._limited(self.feeds)
         return self._open(model, path, run, whole=True)
+
+    def open_fit(self, model: Model, path: Path | None, run: RunOnce | None = None) -> Split:
+        """Feeds of which all calibrate, of a parted folder its fit part; `samples` of them, drawn by the seed."""
+        if isinstance(self.feeds, Split):
+            fit = self.feeds.fit
+        else:
+            fitting = replace(self, feeds=to_fit(_sources(self.feeds)) or None, evaluate=None, samples=None)
+            opened = fitting._open(model, path, run, whole=True)
+            if opened.synthetic or opened.evaluate_synthetic:
+                return opened
+            fit = opened.evaluate
+        if self.samples is not None:
+            fit = fit.draw(self.samples, self.seed)
+        return Split(fit, fit, fit)
 
     def _open(self, model: Model, path: Path | None, run: RunOnce | None, *, whole: bool) -> Split:
         session = Session(model, optimize=False)

@@ -21,19 +21,21 @@ def meet(
     limits: Limits,
     *,
     whole: bool = False,
+    fit: bool = False,
     candidates: Sequence[tuple[Model, Path | None]] = (),
     threads: int = 1,
     progress: Progress = silent,
 ) -> Split:
     """The feeds of the reference; reference and candidates have loaded and run on the first of them by then.
 
-    path: the reference's file, as those of the candidates. whole: keep no feeds for calibration. A model that fails on
-    these inputs passes here: who runs it next says so. Raises LimitError when a model takes more memory or time than
-    `limits` allow, ModelError when it can't be loaded or crashes onnxruntime, and what opening feeds raises.
+    path: the reference's file, as those of the candidates. whole: keep no feeds for calibration; fit: keep them all for
+    it. A model that fails on these inputs passes here: who runs it next says so. Raises LimitError when a model takes
+    more memory or time than `limits` allow, ModelError when it can't be loaded or crashes onnxruntime, and what opening
+    feeds raises.
     """
     progress("running it in a process of its own", 0, 0)
     with Probe(reference, path, limits, threads=threads) as probe:
-        opener = inputs.open_whole if whole else inputs.open
+        opener = inputs.open_fit if fit else inputs.open_whole if whole else inputs.open
         split = opener(reference, path, None if probe.skipped else probe.run)
         _prove(probe, split)
     for candidate, file in candidates:

@@ -20,6 +20,7 @@ from onnxopt.pipeline.grammar import Step, canonical
 from onnxopt.pipeline.passes import Runner
 from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
 from onnxopt.pipeline.result import Result, VerdictError
+from onnxopt.pipeline.saved import SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
 from onnxopt.report import ModelFacts, PassRecord, Report, Status, Verdict, write
@@ -36,7 +37,8 @@ _MADE_UP = "the inputs are made up and may mislead: give real ones with --data"
 class Run:
     """One run of a pipeline. Everything is opened and checked already; `execute` does the work.
 
-    reference: the original, never changed. source: its file, None for a model that came as a proto.
+    reference: the original, never changed. source: its file, None for a model that came as a proto. saved: statistics
+    gathered before.
     """
 
     reference: Model
@@ -48,6 +50,7 @@ class Run:
     settings: Settings
     output: Path | None = None
     reports: Sequence[Path] = ()
+    saved: SavedFiles = field(default_factory=SavedFiles)
     progress: Progress = silent
     started: float = field(default_factory=time.perf_counter)
 
@@ -82,7 +85,8 @@ class Run:
             raise NothingCompared("there are no real inputs to compare on", "give them with --data")
         model = self.reference.clone().model
         stages = self._stages()
-        runner = Runner(model, self.reference, self.split, self.settings, self.target, stages, self.progress, records)
+        given = (self.split, self.settings, self.target, stages, self.progress)
+        runner = Runner(model, self.reference, *given, records, self.saved)
         runner.run(with_prepared(self.steps))
         findings = self._conclude(model, original, records, stages)
         return self._finish(model, original, records, stages, findings)

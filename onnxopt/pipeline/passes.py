@@ -6,6 +6,7 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
@@ -18,12 +19,16 @@ from onnxopt.model import Model, Snapshot
 from onnxopt.passbase import Context, PassResult
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.prepare import check_order, quantized_nodes, still_wanted
+from onnxopt.pipeline.saved import SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
 from onnxopt.report import ComparisonFigures, ErrorFacts, PassRecord, Status
 from onnxopt.runtime import Session
 from onnxopt.target import Target
-from onnxopt.verification import RecordedOutputs
+from onnxopt.verification import RecordedOutputs, compare
+
+# Passes choose between candidates on this many feeds.
+CHOICE_FEEDS = 64
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,8 @@ class _Start:
 class Runner:
     """Runs the passes of one pipeline over one model. `records` grows by one with every pass, failed ones included.
 
-    model: rewritten in place. reference: the original, left alone. stages: None where nothing is verified.
+    model: rewritten in place. reference: the original, left alone. stages: None where nothing is verified. saved:
+    statistics gathered before.
     """
 
     model: Model
@@ -50,6 +56,7 @@ class Runner:
     stages: Stages | None
     progress: Progress = silent
     records: list[PassRecord] = field(default_factory=list)
+    saved: SavedFiles = field(default_factory=SavedFiles)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
@@ -69,6 +76,10 @@ class Runner:
             if start is not None and self.records[-1].status is not Status.CHANGED:
                 self._undo(start, steps[number + 1 :])
             start = None
+
+    def step(self, step: Step) -> None:
+        """Run one step. Raises its error where it fails; the model is rolled back then."""
+        self._run_one(step, quantized_nodes(self.reference))
 
     def _start(self) -> _Start:
         mark = self.stages.mark() if self.stages is not None else None
@@ -126,6 +137,7 @@ class Runner:
         context = Context(
             reference=self.reference,
             statistics=self._statistics(step),
+            compare=None if self.split.synthetic else self._compare,
             target=self.target,
             seed=self.settings.seed,
             evaluate=evaluate,
@@ -141,16 +153,31 @@ class Runner:
 
     def _statistics(self, step: Step) -> Statistics | None:
         requests = step.pass_.needs(self.model)
-        if requests is None or self.split.synthetic:
+        if requests is None:
             return None
+        found = self.saved.find(self.model, requests, step.source) if requests else None
+        if found is not None or self.split.synthetic:
+            return found
         what = f"statistics for {step.source}"
         return collect(
             self.model,
             requests,
             self.split.fit,
             threads=self.settings.threads,
+            batch=self.settings.batch,
             progress=lambda done, total: self.progress(what, done, total),
         )
+
+    def _compare(self, model: Model) -> float:
+        recorded = self._recorded
+        model.normalize()
+        return compare(recorded, Session(model, threads=self.settings.threads)).quality
+
+    @cached_property
+    def _recorded(self) -> RecordedOutputs:
+        """What the original gives on the feeds that choose, as it is deployed."""
+        session = Session(self.reference, threads=self.settings.threads)
+        return RecordedOutputs(session, self.split.select.take(CHOICE_FEEDS))
 
 
 def evaluate(proto: ModelProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -17,13 +17,15 @@ def silent(_what: str, _done: int, _total: int) -> None:
 class Settings:
     """Settings of a run; names and defaults are those of the command line.
 
-    on_error: "stop" or "skip". verify: False compares nothing. latency_seconds: 0 leaves timing out. timeout: seconds
-    that the saved model may take to load and run in its own process. external_data: see `Model.save`.
+    batch: feeds that calibration joins into one run. on_error: "stop" or "skip". verify: False compares nothing.
+    latency_seconds: 0 leaves timing out. timeout: seconds that the saved model may take to load and run in its own
+    process. external_data: see `Model.save`.
     """
 
     target: str = "auto"
     seed: int = 0
     threads: int = 1
+    batch: int = 1
     on_error: str = "stop"
     verify: bool = True
     require_data: bool = False

@@ -76,6 +76,15 @@ class Comparison:
     reordered: bool = False
 
     @property
+    def quality(self) -> float:
+        """dB of the worst float output; without any, the worst share of agreement; -inf where outputs are missing."""
+        if self.missing:
+            return -math.inf
+        decibels = [output.sqnr_db for output in self.outputs.values() if output.sqnr_db is not None]
+        shares = [output.agreement for output in self.outputs.values() if output.agreement is not None]
+        return min(decibels or shares, default=-math.inf)
+
+    @property
     def bit_equal(self) -> bool:
         """Same outputs, every bit equal."""
         same = not (self.missing or self.added or self.reordered)

@@ -47,7 +47,6 @@ def test_ranges_are_those_of_all_samples(opset: int) -> None:
         measured = found.range(variable)
         assert measured is not None
         assert (measured.minimum, measured.maximum, measured.count) == (value.min(), value.max(), value.size)
-        assert measured.mean_absolute == pytest.approx(np.abs(value.astype(np.float64)).mean(), rel=1e-5)
     assert found.samples == 3
     assert found.range(tensor(model, "y")) is None
 
@@ -74,7 +73,7 @@ def test_empty_tensors_are_left_out() -> None:
     model = parse(CHAIN)
     wanted = tensor(model, "a")
     found = collect(model, Requests((wanted,)), samples(np.zeros((0, 3)), np.ones((1, 3))))
-    assert found.range(wanted) == Range(1.0, 1.0, 3, 1.0)
+    assert found.range(wanted) == Range(1.0, 1.0, 3)
     nothing = collect(model, Requests((wanted,)), samples(np.zeros((0, 3))))
     assert nothing.range(wanted) is None
 
@@ -94,21 +93,23 @@ def test_tensors_that_are_not_finite_are_skipped_with_the_first_such_sample_name
     model = parse("g (float[n, 3] x) => (float[n, 3] y) { a = Log(x)  b = Relu(x)  y = Exp(a) }")
     a, b = tensor(model, "a"), tensor(model, "b")
     row = np.array([[1, bad, 1]])
-    found = collect(model, Requests((a, b), ((a, -1), (b, -1))), samples(np.ones((1, 3)), row, row, np.ones((1, 3))))
+    found = collect(
+        model, Requests((a, b), channel_means=((a, -1), (b, -1))), samples(np.ones((1, 3)), row, row, np.ones((1, 3)))
+    )
     assert found.skipped == [("a", f"holds {what} (sample 1)")]
     assert found.reason(a) == f"holds {what} (sample 1)"
     assert found.range(a) is None
-    assert found.channel_mean(a) is None
-    assert found.range(b) == Range(min(1.0, max(bad, 0.0)), 1.0, 12, 10 / 12)
+    assert found.channel_mean(a, -1) is None
+    assert found.range(b) == Range(min(1.0, max(bad, 0.0)), 1.0, 12)
     assert found.reason(b) is None
-    assert found.channel_mean(b) is not None
+    assert found.channel_mean(b, -1) is not None
 
 
 def test_infinities_of_both_signs_have_no_mean() -> None:
     model = parse("g (float[n, 3] x) => (float[n, 3] y) { r = Neg(x)  z = Add(x, r)  a = Div(x, z)  y = Exp(a) }")
     a = tensor(model, "a")
     found = collect(model, Requests(channel_means=((a, -1),)), samples([[1, 1, 1]], [[-1, 1, 1]]))
-    assert found.channel_mean(a) is None
+    assert found.channel_mean(a, -1) is None
 
 
 MASKED = "g (float[n, 3] x, float[n, 3] mask) => (float[n, 3] y) { a = Add(x, mask)  b = Relu(x)  y = Exp(a) }"
@@ -154,7 +155,7 @@ def test_channel_means(opset: int, axis: int, over: tuple[int, ...]) -> None:
     wanted = tensor(model, "a")
     rng = np.random.default_rng(1)
     arrays = [rng.standard_normal((2, 4, 5, 3)).astype(np.float32) for _ in range(3)]
-    found = collect(model, Requests(channel_means=((wanted, axis),)), samples(*arrays)).channel_mean(wanted)
+    found = collect(model, Requests(channel_means=((wanted, axis),)), samples(*arrays)).channel_mean(wanted, axis)
     expected = np.maximum(np.stack(arrays), 0).mean(axis=(0, *(i + 1 for i in over)))
     assert found is not None
     assert np.allclose(found, expected, atol=1e-6)
@@ -177,9 +178,9 @@ def test_branches_report_only_what_they_computed() -> None:
     a, b, c = (tensor(model, name) for name in "abc")
     requests = Requests((a, b, c))
     both = collect(model, requests, samples([1, 2], [-4, 9]))
-    assert both.range(a) == Range(-2.0, -1.0, 2, 1.5)
-    assert both.range(b) == Range(4.0, 9.0, 2, 6.5)
-    assert both.range(c) == Range(2.0, 3.0, 2, 2.5)
+    assert both.range(a) == Range(-2.0, -1.0, 2)
+    assert both.range(b) == Range(4.0, 9.0, 2)
+    assert both.range(c) == Range(2.0, 3.0, 2)
     one = collect(model, requests, samples([1, 2]))
     assert one.range(b) is None
     assert one.range(a) is not None
@@ -195,7 +196,7 @@ g (float[2] x, int64 trips) => (float[2] y, float[k, 2] all) {
 """
 
 
-@pytest.mark.parametrize(("trips", "expected"), [(3, Range(-16.0, -2.0, 6, 7.0)), (1, Range(-4.0, -2.0, 2, 3.0))])
+@pytest.mark.parametrize(("trips", "expected"), [(3, Range(-16.0, -2.0, 6)), (1, Range(-4.0, -2.0, 2))])
 def test_loops_report_every_iteration(trips: int, expected: Range) -> None:
     model = parse(LOOP)
     wanted = tensor(model, "out")
@@ -221,7 +222,7 @@ def test_scans_report_every_step() -> None:
     model = parse(SCAN)
     wanted = tensor(model, "next")
     feeds = samples(np.array([[1, 2], [3, 4]]), start=np.zeros(2, np.float32))
-    assert collect(model, Requests((wanted,)), feeds).range(wanted) == Range(1.0, 6.0, 4, (1 + 2 + 4 + 6) / 4)
+    assert collect(model, Requests((wanted,)), feeds).range(wanted) == Range(1.0, 6.0, 4)
 
 
 NESTED = """
@@ -244,10 +245,10 @@ def test_branches_inside_loops(which: bool) -> None:
     d, p, q = (tensor(model, name) for name in "dpq")
     feeds = samples([1, 2], trips=np.array(2, np.int64), which=np.array(which))
     found = collect(model, Requests((d, p, q)), feeds)
-    assert found.range(d) == Range(2.0, 8.0, 4, (2 + 4 + 4 + 8) / 4)
+    assert found.range(d) == Range(2.0, 8.0, 4)
     assert (found.range(p) is not None, found.range(q) is not None) == (which, not which)
     if which:
-        assert found.range(p) == Range(-8.0, -2.0, 4, 4.5)
+        assert found.range(p) == Range(-8.0, -2.0, 4)
 
 
 MAPPED = """
@@ -264,7 +265,7 @@ def test_bodies_that_let_nothing_out_are_skipped() -> None:
     model = parse(MAPPED.replace(", bool which", ""))
     a, e, p = (tensor(model, name) for name in "aep")
     found = collect(model, Requests((a, e, p)), samples([[1, 2], [3, 4], [5, 6]]))
-    assert found.range(a) == Range(-6.0, -1.0, 6, 3.5)
+    assert found.range(a) == Range(-6.0, -1.0, 6)
     assert found.skipped == [(name, "is in the body of a SequenceMap, which is not measured") for name in "ep"]
     assert found.range(p) is None
     assert found.reason(p) == "is in the body of a SequenceMap, which is not measured"
@@ -309,7 +310,7 @@ def test_progress_counts_samples() -> None:
 def test_requests_join_without_repeating() -> None:
     model = parse(CHAIN)
     a, b = tensor(model, "a"), tensor(model, "b")
-    joined = Requests((a,), ((a, 1),)) | Requests((b, a), ((a, 1), (b, 1)))
+    joined = Requests((a,), channel_means=((a, 1),)) | Requests((b, a), channel_means=((a, 1), (b, 1)))
     assert joined.ranges == (a, b)
     assert joined.channel_means == ((a, 1), (b, 1))
     assert not Requests()
