@@ -25,7 +25,9 @@ from onnxopt.calibration.statistics import Statistics
 from onnxopt.errors import FeedError, OnnxoptError, PassError
 from onnxopt.feeds import Sample
 from onnxopt.feeds.batches import Batch, batched
+from onnxopt.graph.shapes import Fact, known
 from onnxopt.model import Model, Variable
+from onnxopt.model.collection import collection_paused
 from onnxopt.runtime import Port, Session
 
 # Bytes of tensors that one run of the model may hand over.
@@ -34,6 +36,8 @@ MEMORY = 64 << 20
 _LOOK_AGAIN = (2, 8, 32, 128)
 # A session without them is worth its while from this share of all elements on.
 _WORTH = 0.1
+# and from this many elements on: making a session takes as long as looking at so many in hundreds of runs.
+_MANY = 200_000
 
 
 def collect(
@@ -64,7 +68,8 @@ def collect(
         return statistics
     total = len(feeds) if isinstance(feeds, Sized) else 0
     for joined in batched(feeds, batch, _ports(model)):
-        collector.add(joined)
+        with collection_paused():  # thousands of arrays a run, none of them in a cycle
+            collector.add(joined)
         statistics.samples += len(joined.members)
         statistics.runs += 1
         if progress is not None:
@@ -92,6 +97,7 @@ class _Collector:
         self._left_out: frozenset[tuple[Tensor, bool]] = frozenset()
         self._full: list[Probe] = []
         self._full_bytes: dict[Tensor, int] = {}
+        self._full_elements = 0
 
     def add(self, joined: Batch) -> None:
         """Run the model on a sample, or on several joined, and add what it shows. Raises FeedError."""
@@ -115,13 +121,30 @@ class _Collector:
     # which sessions run
 
     def _run(self, inputs: Mapping[str, Any], signature: Signature, items: int) -> Run:
+        if signature not in self._shapes and not self._covered(signature) and not self._start(inputs, items):
+            self._shapes[signature] = self._look(inputs)
         shapes = self._shapes.get(signature)
-        if shapes is None and (not self._full or not self._covered(signature)):
-            shapes = self._shapes[signature] = self._look(inputs)
         run = Run(items, shapes or {})
         for probe in self._choose(signature, items):
-            self._readings.take(probe.run(inputs), run)
+            self._readings.take(probe.run(inputs, seen=shapes is not None), run)
         return run
+
+    def _start(self, inputs: Mapping[str, Any], items: int) -> bool:
+        """Make the first session where inference shows that it may report all elements; whether that was done."""
+        if self._full or self._lean:
+            return False
+        given = {name: value.shape for name, value in inputs.items() if isinstance(value, np.ndarray)}
+        facts = known(self.model, given)
+        shapes: dict[Tensor, Shape] = {}
+        for tensor in self.plan.tensors:
+            found = facts.get(id(tensor.variable), Fact()).shape
+            if found is None or not all(isinstance(dim, int) for dim in found):
+                return False
+            shapes[tensor] = tuple(dim for dim in found if isinstance(dim, int))
+        if 4 * sum(map(math.prod, shapes.values())) > self.memory or self._cuts(shapes, items):
+            return False
+        self._build_full(shapes, signature_of(inputs))
+        return True
 
     def _look(self, inputs: Mapping[str, Any]) -> dict[Tensor, Shape]:
         """The shapes of all tensors asked about."""
@@ -132,8 +155,15 @@ class _Collector:
         return {tensor: tuple(int(dim) for dim in value) for tensor, _, value in readings}
 
     def _covered(self, signature: Signature) -> bool:
-        """Whether a sample seen before was at least as large in every dimension, so that this one fits into memory."""
-        return any(_within(signature, known) for known in self._shapes)
+        """Whether the session for all elements can take a sample of shapes not seen before, by what it hands over."""
+        if not self._full:
+            return False
+        held = sum(self._full_bytes.values())
+        if held == 0 or any(_within(signature, known) for known in self._shapes):
+            return True
+        # at most quadratic in the sizes of the inputs, as attention is
+        growth = _elements(signature) / max(1, self._full_elements)
+        return held * growth**2 <= self.memory
 
     def _choose(self, signature: Signature, items: int) -> Sequence[Probe]:
         shapes = self._shapes.get(signature)
@@ -145,7 +175,7 @@ class _Collector:
                 return self._lean
         if not self._full or (shapes is not None and self._outgrown(shapes)):
             assert shapes is not None  # the first sample is always looked at
-            self._build_full(shapes)
+            self._build_full(shapes, signature)
         return self._full
 
     def _key(self, signature: Signature, items: int) -> object:
@@ -170,11 +200,11 @@ class _Collector:
         self._lean = self._probes(asks, sizes, blocked=True)
         self._lean_key = self.plan.key(shapes, items)
 
-    def _build_full(self, shapes: Mapping[Tensor, Shape]) -> None:
+    def _build_full(self, shapes: Mapping[Tensor, Shape], signature: Signature) -> None:
         asks = [Ask(tensor, tensor.everything(), shapes[tensor]) for tensor in self.plan.alive()]
         sizes = {ask.tensor: 4 * math.prod(shapes[ask.tensor]) for ask in asks if ask.wanted.whole}
         self._full = self._probes(asks, sizes, blocked=False)
-        self._full_bytes = sizes
+        self._full_bytes, self._full_elements = sizes, _elements(signature)
 
     def _outgrown(self, shapes: Mapping[Tensor, Shape]) -> bool:
         """Whether groups that were made for smaller samples would hand over more than `memory` of this one."""
@@ -215,7 +245,7 @@ class _Collector:
         fresh = {tensor for tensor, side in reached if (tensor, bool(side)) not in self._left_out}
         total = sum(math.prod(run.shapes[tensor]) for tensor in ranged)
         saved = sum(math.prod(run.shapes[tensor]) for tensor in fresh)
-        if not total or saved < _WORTH * total or self.plan.key(run.shapes, run.batch) is None:
+        if saved < max(_MANY, _WORTH * total) or self.plan.key(run.shapes, run.batch) is None:
             return
         self._left_out = frozenset((tensor, bool(side)) for tensor, side in reached)
         self._build_lean(run.shapes, run.batch)
@@ -330,6 +360,13 @@ def _is_float(tensor: Variable) -> bool:
         return np.dtype(tensor.dtype).kind == "f"
     except TypeError:
         return False
+
+
+def _elements(signature: Any) -> int:
+    """Elements of all inputs of these shapes."""
+    if signature and all(isinstance(part, int) for part in signature):
+        return math.prod(signature)
+    return sum(_elements(part) for part in signature if isinstance(part, tuple))
 
 
 def _within(one: Any, other: Any) -> bool:

@@ -34,8 +34,8 @@ class Wanted:
     """What one session reports of one tensor of the main graph.
 
     shape: its dims. low, high: extremes. total: sum of magnitudes, which spreads NaN. moments: sums of x and x * x in
-    parts. grid: the elements on it; `can_cut` says whether the graph can take them. whole: all elements. ranges, means,
-    squares: channel axes. firings: (axis, threshold).
+    parts. grid: the elements on it; `can_cut` says whether the graph can take them. whole: all elements, which tell of
+    shape, low, high and total as well. ranges, means, squares: channel axes. firings: (axis, threshold).
     """
 
     shape: bool = False
@@ -81,6 +81,11 @@ def can_cut(grid: Grid, opset: int) -> bool:
     return opset >= 10 and (grid.items == 1 or grid.steps[0] == 1)
 
 
+def mean_is_sum(axis: int, rank: int) -> bool:
+    """Whether nothing is reduced in the graph for the mean of each channel: there is no axis but the first and `axis`."""
+    return rank == 1 or (rank == 2 and axis % 2 == 1)
+
+
 class Instrument:
     """Adds nodes to the main graph of `model`, which is changed in place; `finish` puts them where they belong."""
 
@@ -88,7 +93,7 @@ class Instrument:
         self.model = model
         self.names = names
         self._behind: dict[Node | None, list[Node]] = {}
-        self._outputs: list[Variable] = []
+        self._outputs: dict[Variable, None] = {}
 
     def measure(self, subject: Subject, wanted: Wanted) -> list[Reading]:
         """Report what is wanted of one tensor."""
@@ -96,7 +101,7 @@ class Instrument:
 
     def expose(self, tensors: Sequence[Variable]) -> None:
         """Report these tensors as they are."""
-        self._outputs += tensors
+        self._outputs.update(dict.fromkeys(tensors))
 
     def finish(self) -> None:
         """Put every added node behind the producer of what it measures; the added outputs replace the model's own."""
@@ -105,7 +110,7 @@ class Instrument:
             nodes.append(node)
             nodes += self._behind.pop(node, [])
         self.model.graph.nodes[:] = nodes
-        self.model.graph.outputs[:] = self._outputs
+        self.model.graph.outputs[:] = list(self._outputs)
 
     def add(self, producer: Node | None, op: str, inputs: Sequence[Variable | Constant], **attrs: object) -> Variable:
         """A node behind `producer`; returns its float32 output."""
@@ -134,18 +139,34 @@ class _Measurement:
         if self.values.dtype is not None and np.dtype(self.values.dtype) != np.float32:
             self.values = self._node("Cast", [self.values], to=1)
         self.pools = subject.blocked and subject.rank == 4
+        if wanted.whole:
+            self._whole(wanted)
+        else:
+            self._figures(wanted)
+        if wanted.moments:
+            self._moments()
+        self._channels(wanted)
+
+    def _whole(self, wanted: Wanted) -> None:
+        """All elements; they show their shape, extremes and NaN themselves. Blocked ones end in a node of their own."""
+        if self.pools:
+            if wanted.shape:
+                self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
+            self._report("whole", self._flat(self.values))
+            return
+        given = self.values is self.subject.tensor and self.producer is None
+        exposed = self._node("Identity", [self.values]) if given else self.values
+        self.instrument.expose([exposed])
+        self.readings.append(Reading(exposed.name, "whole", ("shaped",)))
+
+    def _figures(self, wanted: Wanted) -> None:
         if wanted.shape:
-            self._report("shape", self._node("Shape", [subject.tensor]), dtype=np.int64)
+            self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
         self._extremes(wanted)
         if wanted.total:
             self._report("total", self._node("ReduceL1", [self.values], keepdims=0))
-        if wanted.moments:
-            self._moments()
-        if wanted.whole:
-            self._report("whole", self._flat(self.values))
-        elif wanted.grid is not None:
+        if wanted.grid is not None:
             self._report("grid", self._flat(self._on_grid(wanted.grid)))
-        self._channels(wanted)
 
     def _node(self, op: str, inputs: Sequence[Variable | Constant], **attrs: object) -> Variable:
         return self.instrument.add(self.producer, op, inputs, **attrs)
@@ -215,6 +236,8 @@ class _Measurement:
             else:
                 self._report("channel_high", self._flat(self._reduce("ReduceMax", others)), (axis,))
         for axis in wanted.means:
+            if wanted.whole and mean_is_sum(axis, rank):
+                continue  # of all elements there are, just as in the graph
             self._report("channel_mean", self._flat(self._channel_mean(axis % max(rank, 1), rank)), (axis,))
         for axis in wanted.squares:
             inner = [other for other in range(1, rank) if other != axis % max(rank, 1)]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from onnxopt.calibration.instrument import Reading
+from onnxopt.calibration.instrument import Reading, mean_is_sum
 from onnxopt.calibration.plan import Plan, Shape, Tensor
 from onnxopt.calibration.sessions import Report
 from onnxopt.calibration.statistics import Statistics, Subject
@@ -45,6 +45,13 @@ class Run:
         self.inner: dict[Variable, str] = {}
         self.overflown: dict[tuple[str, Subject], Tensor] = {}
         self.alarm = False
+        self._sizes: dict[Tensor, int] = {}
+
+    def size(self, tensor: Tensor) -> int:
+        """Elements of a tensor."""
+        if tensor not in self._sizes:
+            self._sizes[tensor] = math.prod(self.shapes[tensor])
+        return self._sizes[tensor]
 
 
 class Readings:
@@ -56,15 +63,31 @@ class Readings:
         self.quiet: set[Variable] = set()  # outputs of the model that may hold NaN
         self._at = {tensor: at for at, tensor in enumerate(t for t in plan.tensors if t.histogram)}
         self._histograms = HistogramSet(len(self._at))
+        self._take: dict[str, Callable[[Tensor, Reading, Any, Run], None]] = {
+            "low": self._low,
+            "high": self._high,
+            "total": self._total,
+            "moments": self._moments,
+            "moment_squares": self._moment_squares,
+            "grid": self._grid,
+            "whole": self._whole,
+            "channel_low": self._channel_low,
+            "channel_high": self._channel_high,
+            "channel_mean": self._channel_mean,
+            "channel_squares": self._channel_squares,
+            "channel_fired": self._channel_fired,
+        }
 
     def take(self, report: Report, run: Run) -> None:
         """Add what one session reported, but for tensors that it shows to hold something not finite."""
         for tensor, reading, value in report.readings:
             if reading.figure == "shape":
                 run.shapes[tensor] = tuple(int(dim) for dim in value)
+            elif reading.figure == "whole" and reading.detail:
+                run.shapes[tensor] = value.shape
         for tensor, reading, value in report.readings:
-            if reading.figure != "shape" and not tensor.broken and math.prod(run.shapes[tensor]) > 0:
-                getattr(self, f"_{reading.figure}")(tensor, reading, value, run)
+            if reading.figure != "shape" and not tensor.broken and run.size(tensor):
+                self._take[reading.figure](tensor, reading, value, run)
         for variable, low, high, magnitudes, count in report.inner:
             self._inner(variable, (low, high, magnitudes, count), run)
         for variable, total in (report.guards or {}).items():
@@ -73,7 +96,7 @@ class Readings:
     def count(self, run: Run) -> None:
         """Add what every run adds to: elements, positions."""
         for tensor in self.plan.alive():
-            size = math.prod(run.shapes[tensor])
+            size = run.size(tensor)
             if size == 0 or tensor in run.suspects:
                 continue
             if tensor.range:
@@ -132,15 +155,17 @@ class Readings:
     def _grid(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
         self._bin(tensor, value, run)
 
-    def _whole(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
+    def _whole(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
         values = value.reshape(run.shapes[tensor])
+        self._low(tensor, reading, np.minimum.reduce(value, axis=None), run)
+        self._high(tensor, reading, np.maximum.reduce(value, axis=None), run)
+        if tensor in run.suspects:
+            return
         if tensor.histogram:
             self._bin(tensor, tensor.grid(values.shape, run.batch, self.plan.elements).pick(values), run)
-        if not tensor.grams:
-            return
-        if not np.isfinite(values).all():
-            run.suspects.setdefault(tensor, None)
-            return
+        for axis in tensor.means:
+            if mean_is_sum(axis, values.ndim):
+                self._channel_mean(tensor, Reading("", "channel_mean", (axis,)), values, run)
         for node, patches in tensor.grams:
             rows = patches.rows(values, run.batch)
             make = partial(GramTally.empty, rows.shape[0], rows.shape[2])

@@ -8,6 +8,7 @@ that changes with the order, the batching or the sharding of samples.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Grid:
         return parts[(slice(None), *slices)]
 
 
+@functools.lru_cache(maxsize=1 << 16)
 def grid(shape: tuple[int, ...], channels_first: bool, batch: int = 1, elements: int | None = ELEMENTS) -> Grid:
     """The grid for a tensor of this shape.
 

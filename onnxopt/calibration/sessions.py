@@ -75,6 +75,12 @@ class Probe:
         for ask in asks:
             subject = ask.tensor.subject(here[id(ask.tensor.variable)], ask.shape, blocked)
             self._readings += [(ask.tensor, reading) for reading in instrument.measure(subject, ask.wanted)]
+        # shapes that follow from those of the inputs need no reading once these have been seen
+        self._fresh = [
+            (tensor, reading)
+            for tensor, reading in self._readings
+            if reading.figure != "shape" or not tensor.determined
+        ]
         self._guards: list[tuple[Variable, str]] = []
         for variable in guards:
             subject = Subject(here[id(variable)], None, None, False)
@@ -88,15 +94,18 @@ class Probe:
             instrument.expose(bundle)
         instrument.finish()
         self.empty = not clone.model.graph.outputs
+        self._others = [name for names, _ in self._inner for name in names] + [name for _, name in self._guards]
         if not self.empty:
             self._session = Session(clone.model, threads=threads, name="the model under calibration")
 
-    def run(self, inputs: Mapping[str, Any]) -> Report:
-        """Run the model once. Raises PassError where it fails."""
-        if self.empty:
+    def run(self, inputs: Mapping[str, Any], *, seen: bool = False) -> Report:
+        """Run the model once. seen: the shapes of these inputs were seen before. Raises PassError where it fails."""
+        asked = self._fresh if seen else self._readings
+        names = [reading.name for _, reading in asked] + self._others
+        if self.empty or not names:
             return Report(())
-        outputs = self._session.run(inputs)
-        readings = [(tensor, reading, outputs[reading.name]) for tensor, reading in self._readings]
+        outputs = self._session.run(inputs, names)
+        readings = [(tensor, reading, outputs[reading.name]) for tensor, reading in asked]
         inner: list[tuple[Variable, float, float, float, int]] = []
         for names, tensors in self._inner:
             vectors = [outputs[name].tolist() for name in names]

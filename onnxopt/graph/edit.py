@@ -15,10 +15,18 @@ def replace_uses(old: Any, new: Any, model: Model) -> int:
     Body outputs are redirected too, except the main graph's and functions', whose names are the model's signature:
     there the caller keeps a producer.
     """
-    count = replace_inputs(old, new)
-    for body in model.bodies():
-        if body.parent is None:
-            continue
+    return replace_inputs(old, new) + replace_outputs(old, new, inner_bodies(model))
+
+
+def inner_bodies(model: Model) -> list[Graph]:
+    """All bodies but the main graph and functions: those whose outputs may be redirected."""
+    return [body for body in model.bodies() if body.parent is not None]
+
+
+def replace_outputs(old: Any, new: Any, bodies: Iterable[Graph]) -> int:
+    """Make these bodies give out `new` where they gave `old`; returns how many outputs changed."""
+    count = 0
+    for body in bodies:
         for at, tensor in enumerate(body.outputs):
             if tensor is old:
                 body.outputs[at] = new

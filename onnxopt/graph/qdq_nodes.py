@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph.edit import replace_uses
+from onnxopt.graph.edit import inner_bodies, replace_inputs, replace_outputs
 from onnxopt.graph.islands import Islands
 from onnxopt.graph.layers import Layer
 from onnxopt.graph.names import Names
@@ -26,6 +26,7 @@ class QdqWriter:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._names = Names(model)
+        self._inner = inner_bodies(model)
         self._touched: dict[int, Graph] = {}
         self._made: dict[tuple[int, ...], Variable] = {}
         self._params: dict[tuple[bytes, bytes], tuple[Constant, Constant]] = {}
@@ -183,7 +184,8 @@ class QdqWriter:
         restored = self.pair(tensor, body, params)
         quantizer = restored.inputs[0].inputs[0].inputs[0]
         if tensor in island.produced:
-            replace_uses(tensor, restored, self._model)
+            replace_inputs(tensor, restored)
+            replace_outputs(tensor, restored, self._inner)
             quantizer.inputs[0] = tensor
             return
         for node in {id(reader): reader for reader in tensor.outputs}.values():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,13 +33,20 @@ class Fact:
     shape: tuple[int | str | None, ...] | None = None
 
 
-def known(model: Model) -> dict[int, Fact]:
+def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dict[int, Fact]:
     """id(tensor) -> what follows from the declarations of the model's inputs, which the runtime enforces.
 
     Unlike `infer` it does not believe the descriptions of inner tensors and outputs in the file, which may be stale.
+    given: input name -> the shape that it has in one run, in place of the declared one.
     """
     proto, _ = model.skeleton()
     forget(proto.graph, main=True)
+    for info in proto.graph.input:
+        if given is not None and info.name in given and info.type.WhichOneof("value") == "tensor_type":
+            dims = info.type.tensor_type.shape.dim
+            del dims[:]
+            for size in given[info.name]:
+                dims.add(dim_value=size)
     facts: dict[int, Fact] = {}
 
     def note(tensor: Any, info: ValueInfoProto) -> None:

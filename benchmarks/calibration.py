@@ -1,0 +1,286 @@
+"""What gathering statistics costs: time beside plain inference and onnxruntime's calibrators, memory, search, many nodes.
+
+    python -m benchmarks.calibration --zoo DIR [--models DIR] [NAME ...] [--samples 128] [--rounds 3] [--only PART ...]
+
+Parts (default all):
+    time    wall time over plain inference of the same feeds on as many threads (--threads), interleaved: range
+            statistics, histograms, all that int8 asks for. Inference of the whole model, optimized, sessions made ahead;
+            our time includes making sessions. `--rivals` adds onnxruntime's calibrators: collecting and computing.
+    memory  peak resident memory of a process of its own, at 32 and --many (512) samples, over plain inference in one
+    parts   4 shards, shuffled, merged, against one run: bits that differ, largest relative difference of sums
+    search  all calibrators over histograms of all float tensors
+    nodes   whole static quantization of a chain of 3,000 tiny nodes through the command line
+Feeds repeat where a task has fewer. Names default to the three models that most differ: a light and a heavy
+convolutional network and a transformer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import resource
+import statistics as numbers
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from benchmarks.tasks import add_arguments, found_models, load_tasks
+from onnxopt.calibration import CALIBRATORS, Requests, Statistics, calibrated_ranges, collect
+from onnxopt.calibration.storage import Provenance, SavedStatistics, merge
+from onnxopt.feeds import Sample
+from onnxopt.model import Model, Variable, load
+from onnxopt.passbase import Context, lookup
+from onnxopt.pipeline.passes import evaluate
+from onnxopt.runtime import Session
+
+NAMES = ["efficientnet_lite0_ts", "ppocrv4_det", "minilm_l6_ts"]
+PARTS = ("time", "memory", "parts", "search", "nodes")
+
+
+def prepared(path: Path) -> tuple[Model, Requests]:
+    """The model as int8 sees it, and what int8 asks for."""
+    model = load(path)
+    int8 = lookup("int8")
+    for name in int8.prepare:
+        lookup(name)().run(model, Context(evaluate=evaluate))
+        model.normalize()
+    requests = int8().needs(model)
+    assert requests is not None
+    return model, requests
+
+
+def samples_of(task: Any, count: int) -> list[Sample]:
+    """Calibration feeds of the task, again from the start where there are too few."""
+    feeds = list(itertools.islice(task.calib_feeds(), count))
+    chosen = itertools.islice(itertools.cycle(feeds), count)
+    return [Sample(feed, None, f"calibration sample {i}") for i, feed in enumerate(chosen)]
+
+
+def timed(action: Callable[[], object]) -> float:
+    """Seconds."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def time_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> Iterator[str]:
+    """Ratios to plain inference, medians over rounds of plain, ours, plain, ..."""
+    model, asked = prepared(path)
+    samples = samples_of(task, args.samples)
+    plain = Session(path, threads=args.threads)
+
+    def infer() -> None:
+        for sample in samples:
+            plain.run(sample.inputs)
+
+    kinds: dict[str, Callable[[], object]] = {
+        "ranges": lambda: collect(model, Requests(asked.ranges), samples, threads=args.threads),
+        "histograms": lambda: collect(
+            model, Requests(asked.ranges, histograms=asked.ranges), samples, threads=args.threads
+        ),
+        "int8": lambda: collect(model, asked, samples, threads=args.threads),
+    }
+    if args.rivals:
+        kinds |= rivals(path, samples)
+    infer()
+    taken: dict[str, list[float]] = {kind: [] for kind in kinds}
+    base: list[float] = []
+    for _ in range(args.rounds):
+        for kind, action in kinds.items():
+            before = timed(infer)
+            seconds = timed(action)
+            after = timed(infer)
+            base += [before, after]
+            taken[kind].append(seconds / ((before + after) / 2))
+    milliseconds = numbers.median(base) / len(samples) * 1e3
+    yield f"{name}: plain {milliseconds:.1f} ms a sample, {len(samples)} samples, {args.threads} thread(s)"
+    for kind, ratios in taken.items():
+        yield f"  {kind:22} {numbers.median(ratios):5.2f}x  [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
+def rivals(path: Path, samples: list[Sample]) -> dict[str, Callable[[], object]]:
+    """onnxruntime's calibrators, for the operators that its static quantization takes by default."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod
+    from onnxruntime.quantization.calibrate import create_calibrator
+
+    class Reader(CalibrationDataReader):
+        def __init__(self) -> None:
+            self.feeds = iter([sample.inputs for sample in samples])
+
+        def get_next(self) -> dict[str, Any] | None:
+            return next(self.feeds, None)
+
+    def run(method: Any) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            calibrator = create_calibrator(
+                path, None, augmented_model_path=str(Path(folder, "augmented.onnx")), calibrate_method=method
+            )
+            calibrator.collect_data(Reader())
+            calibrator.compute_data()
+
+    return {
+        f"onnxruntime {method.name}": lambda method=method: run(method)
+        for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy)
+    }
+
+
+def memory_part(name: str, args: argparse.Namespace) -> Iterator[str]:
+    """Peak resident memory of processes that do one thing."""
+    peaks: dict[tuple[str, int], int] = {}
+    for kind in ("plain", "ranges", "int8"):
+        for count in (32, args.many):
+            command = [sys.executable, "-m", "benchmarks.calibration", "--zoo", str(args.zoo), name]
+            command += [word for folder in args.models for word in ("--models", str(folder))]
+            command += ["--child", kind, "--samples", str(count), "--threads", str(args.threads)]
+            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            peaks[kind, count] = int(out.split()[-1])
+    for kind in ("ranges", "int8"):
+        told = ", ".join(
+            f"{count} samples {(peaks[kind, count] - peaks['plain', count]) / 1e6:+.0f} MB" for count in (32, args.many)
+        )
+        yield f"{name}: {kind} over plain inference ({peaks['plain', 32] / 1e6:.0f} MB): {told}"
+
+
+def child(path: Path, task: Any, args: argparse.Namespace) -> None:
+    """Do one thing to as many samples, and print the peak memory in bytes."""
+    feeds = samples_of(task, min(args.samples, 16))
+    stream = itertools.islice(itertools.cycle(feeds), args.samples)
+    model, asked = prepared(path)
+    if args.child == "plain":
+        session = Session(path, threads=args.threads)
+        for sample in stream:
+            session.run(sample.inputs)
+    else:
+        collect(model, Requests(asked.ranges) if args.child == "ranges" else asked, stream, threads=args.threads)
+    print(peak_bytes())
+
+
+def peak_bytes() -> int:
+    """Peak resident memory of this process. The rusage figure would start from that of the parent process."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def parts_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> Iterator[str]:
+    """Four shards of shuffled samples against one run in order."""
+    model, asked = prepared(path)
+    asked |= Requests(extremes=asked.ranges, moments=asked.ranges)
+    samples = samples_of(task, min(args.samples, 16))
+    order = np.random.default_rng(0).permutation(len(samples))
+
+    def saved(chosen: list[Sample], shard: tuple[int, int] | None) -> SavedStatistics:
+        origin = Provenance(name, "", "", "", None, sum(s.digest() for s in chosen) % (1 << 128), shard)
+        return SavedStatistics.of(model, asked, collect(model, asked, chosen, threads=args.threads), origin)
+
+    whole = saved(samples, None)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = []
+        for part in range(4):
+            paths.append(Path(folder, f"{part}.npz"))
+            saved([samples[at] for at in order[part::4]], (part, 4)).save(paths[-1])
+        merged = merge(paths)
+    differing, largest = 0, 0.0
+    for at, tally in whole.tallies.items():
+        for field, array in tally.arrays().items():
+            other = merged.tallies[at].arrays()[field]
+            if field.endswith("_low"):
+                continue
+            if f"{field}_low" in tally.arrays():
+                apart = np.abs(array - other) / np.maximum(np.abs(array), 1e-300)
+                largest = max(largest, float(apart.max(initial=0.0)))
+            else:
+                differing += int((array != other).sum())
+    yield f"{name}: {len(whole.tallies)} tallies, {differing} extremes, counts and bins differ, sums by {largest:.1e}"
+
+
+def search_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> Iterator[str]:
+    """All calibrators, symmetric and not, over all float tensors."""
+    model, _ = prepared(path)
+    tensors = tuple(_float_tensors(model, task))
+    requests = Requests(tensors, extremes=tensors, histograms=tensors)
+    found: Statistics = collect(model, requests, samples_of(task, 4), threads=args.threads)
+    for name_of in CALIBRATORS:
+        seconds = timed(lambda chosen=name_of: calibrated_ranges(found, tensors, chosen))
+        both = seconds + timed(lambda chosen=name_of: calibrated_ranges(found, tensors, chosen, symmetric=True))
+        yield f"{name}: {name_of:15} {len(tensors)} tensors, {seconds:.2f} s, with symmetric ranges {both:.2f} s"
+
+
+def _float_tensors(model: Model, task: Any) -> Iterator[Variable]:
+    """What the main graph computes in float32, told by a run."""
+    clone = model.clone()
+    owned = [tensor for node in model.graph.nodes for tensor in node.outputs if not tensor.is_empty()]
+    outputs = clone.model.graph.outputs
+    copies = {tensor: clone.tensors[id(tensor)] for tensor in owned}
+    outputs[:] = list(copies.values())
+    values = Session(clone.model, optimize=False).run(next(iter(task.calib_feeds())))
+    for tensor, copy in copies.items():
+        if getattr(values[copy.name], "dtype", None) == np.float32:
+            yield tensor
+
+
+def nodes_part(count: int = 3000) -> Iterator[str]:
+    """Static quantization of many tiny nodes, with everything the command does: proofs, comparison, writing."""
+    rng = np.random.default_rng(0)
+    nodes, weights = [], []
+    for number in range(count // 2):
+        last = f"t{number}" if number else "x"
+        weights.append(numpy_helper.from_array(rng.standard_normal((8, 8)).astype(np.float32) / 3, f"w{number}"))
+        nodes.append(helper.make_node("MatMul", [last, f"w{number}"], [f"m{number}"], name=f"matmul{number}"))
+        nodes.append(helper.make_node("Relu", [f"m{number}"], [f"t{number + 1}"], name=f"relu{number}"))
+    ports = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 8]) for name in ("x", f"t{count // 2}")]
+    graph = helper.make_graph(nodes, "chain", ports[:1], ports[1:], weights)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "chain.onnx")
+        onnx.save(model, path)
+        np.savez(Path(folder, "feeds.npz"), x=np.abs(rng.standard_normal((64, 8))).astype(np.float32))
+        command = [sys.executable, "-m", "onnxopt", str(path), "--data", str(Path(folder, "feeds.npz"))]
+        command += ["--passes", "int8:all_layers=true", "--max-abs", "1e9", "--latency-seconds", "0"]
+        seconds = timed(lambda: subprocess.run(command, cwd=folder, check=True, capture_output=True))
+        yield f"chain of {count} nodes: int8 through the command line, verified and written, {seconds:.1f} s"
+
+
+def main() -> int:
+    """Print the parts asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--many", type=int, default=512, help="samples of the second memory measurement")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rivals", action="store_true", help="time onnxruntime's calibrators too")
+    parser.add_argument("--only", nargs="*", default=list(PARTS), choices=PARTS)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    tasks = load_tasks(args.zoo, args.models)
+    models = list(found_models(tasks, args.names or NAMES))
+    if args.child:
+        child(models[0][1], tasks.load(models[0][0]), args)
+        return 0
+    for part in args.only:
+        if part == "nodes":
+            print(*nodes_part(), sep="\n", flush=True)
+            continue
+        for name, path in models:
+            if part == "memory":
+                print(*memory_part(name, args), sep="\n", flush=True)
+                continue
+            run = {"time": time_part, "parts": parts_part, "search": search_part}[part]
+            for line in run(name, path, tasks.load(name), args):
+                print(line, flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
