@@ -1,11 +1,11 @@
-"""What gathering statistics costs: time beside plain inference and onnxruntime's calibrators, memory, search, many nodes.
+"""What gathering statistics costs: time beside inference and onnxruntime's calibrators, memory, search, many nodes.
 
     python -m benchmarks.calibration --zoo DIR [--models DIR] [NAME ...] [--samples 128] [--rounds 3] [--only PART ...]
 
 Parts (default all):
     time    wall time over plain inference of the same feeds on as many threads (--threads), interleaved: range
-            statistics, histograms, all that int8 asks for. Inference of the whole model, optimized, sessions made ahead;
-            our time includes making sessions. `--rivals` adds onnxruntime's calibrators: collecting and computing.
+            statistics, histograms, all that int8 asks for. Inference of the whole model, optimized, session made
+            ahead; our time includes making them. `--rivals` adds onnxruntime's calibrators: collecting, computing.
     memory  peak resident memory of a process of its own, at 32 and --many (512) samples, over plain inference in one
     parts   4 shards, shuffled, merged, against one run: bits that differ, largest relative difference of sums
     search  all calibrators over histograms of all float tensors
@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def rivals(path: Path, samples: list[Sample]) -> dict[str, Callable[[], object]]
             calibrator.compute_data()
 
     return {
-        f"onnxruntime {method.name}": lambda method=method: run(method)
+        f"onnxruntime {method.name}": partial(run, method)
         for method in (CalibrationMethod.MinMax, CalibrationMethod.Percentile, CalibrationMethod.Entropy)
     }
 
@@ -211,8 +212,8 @@ def search_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> I
     requests = Requests(tensors, extremes=tensors, histograms=tensors)
     found: Statistics = collect(model, requests, samples_of(task, 4), threads=args.threads)
     for name_of in CALIBRATORS:
-        seconds = timed(lambda chosen=name_of: calibrated_ranges(found, tensors, chosen))
-        both = seconds + timed(lambda chosen=name_of: calibrated_ranges(found, tensors, chosen, symmetric=True))
+        seconds = timed(partial(calibrated_ranges, found, tensors, name_of))
+        both = seconds + timed(partial(calibrated_ranges, found, tensors, name_of, symmetric=True))
         yield f"{name}: {name_of:15} {len(tensors)} tensors, {seconds:.2f} s, with symmetric ranges {both:.2f} s"
 
 

@@ -14,6 +14,8 @@ from onnxopt.calibration.storage import SavedStatistics
 from onnxopt.calibration.storage import merge as merge_statistics
 from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.feeds import Images
+from onnxopt.feeds.function import split_reference
+from onnxopt.feeds.places import reads
 from onnxopt.model import Limits, LimitsLike, Model
 from onnxopt.model import load as load_model
 from onnxopt.model.saving import PLACES
@@ -105,8 +107,8 @@ def optimize(
     """Rewrite a model with passes, compare it with the original, hold it against budgets, and write it if it passes.
 
     model: a path, ModelProto or Model; it is not changed. passes: "prune,int8", configured passes, or both in a list.
-    feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part.
-    batch: feeds that calibration joins into one run. statistics: what `calibrate` gathered for these passes.
+    feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part, drawn by
+    `seed`. batch: feeds that calibration joins into one run. statistics: what `calibrate` gathered for these passes.
     limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
     output: where to write; None writes nothing. external_data: weights in a file beside it "always", "never", or, with
     "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt, even where the run fails.
@@ -121,7 +123,8 @@ def optimize(
     source = _file(model)
     written = Path(output) if output is not None else None
     kept = [written, failed_path(written)] if written is not None and written.name else []
-    used = _files(source, feeds, evaluate, labels, evaluate_labels, *kept)
+    read = [*_read(source, feeds), *_paths(evaluate, labels, evaluate_labels, statistics)]
+    used = [*_files(source, *read), *kept]
     report_paths = _report_paths(reports, force, used)
     settings = Settings(
         seed=seed,
@@ -148,10 +151,11 @@ def optimize(
         saved.check(reference)
         _spare_sidecars(report_paths, source)
         if written is not None and not dry_run:
-            check_output(written, source, force)
-            if keep_failed:
-                check_output(failed_path(written), source, force)
+            for place in kept if keep_failed else kept[:1]:
+                check_output(place, source, force)
+                _spare_inputs(place, read)
         opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
+        opened = saved.like_measured(opened, seed)
     run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, saved, progress)
     return run.execute()
 
@@ -196,7 +200,7 @@ def calibrate(
     inputs = Inputs(feeds, images=images, samples=samples, seed=seed)
     if written is not None:
         check_output(written, source, force)
-        _spare_inputs(written, _files(feeds, statistics))
+        _spare_inputs(written, [*_read(source, feeds), *_paths(statistics)])
     progress("loading", 0, 0)
     reference = load(model, bounds)
     saved.check(reference)
@@ -210,13 +214,15 @@ def calibrate(
     return calibration
 
 
-def merge(files: Sequence[str | Path], *, output: str | Path | None = None, force: bool = False) -> SavedStatistics:
+def merge(
+    files: str | Path | Sequence[str | Path], *, output: str | Path | None = None, force: bool = False
+) -> SavedStatistics:
     """The statistics of all files together: the parts of one calibration, or several over different feeds.
 
     output: a file to write them to; force: replace it. Raises UsageError, naming the file, for parts that are missing
     or given twice and for files that don't belong together.
     """
-    paths = [Path(file) for file in files]
+    paths = _files(files)
     written = Path(output) if output is not None else None
     if written is not None:
         check_output(written, None, force)
@@ -342,18 +348,21 @@ def _check_calibration(elements: int | None, shard: tuple[int, int] | None, samp
         raise UsageError(f"elements: {elements} is too few", "use 1 or more, or None for all")
     if samples is not None and samples < 1:
         raise UsageError(f"samples: {samples} is too few", "use 1 or more")
+    if shard is not None and shard[1] < 1:
+        raise UsageError(f"shard {shard[0]}/{shard[1]}: there are no parts", "use for example 1/4")
     if shard is not None and not 0 <= shard[0] <= shard[1]:
         raise UsageError(
             f"shard {shard[0]}/{shard[1]}: there is no such part", f"use 1/{shard[1]} to {shard[1]}/{shard[1]}"
         )
-    if shard is not None and shard[1] < 1:
-        raise UsageError(f"shard {shard[0]}/{shard[1]}: there are no parts", "use for example 1/4")
 
 
-def _spare_inputs(written: Path, used: Iterable[Path]) -> None:
-    """Refuse to replace a file that is read. Raises UsageError."""
-    if written.exists() and any(path.exists() and written.samefile(path) for path in used):
-        raise UsageError(f"{written} is read by this run", "choose another place with -o")
+def _spare_inputs(written: Path, read: Iterable[str | Path]) -> None:
+    """Refuse to replace a file that is read, or to add one to a folder of feeds. Raises UsageError."""
+    named = next((item for item in read if reads(item, written)), None)
+    if named is None:
+        return
+    cause = "is read by this run" if written.exists() else f"would be read as one of the feeds in {named}"
+    raise UsageError(f"{written} {cause}", "choose another place with -o")
 
 
 def _choice(name: str, value: str, choices: tuple[str, ...]) -> str:
@@ -373,12 +382,25 @@ def _spare_sidecars(reports: list[Path], *models: Path | None) -> None:
     check_paths(reports, force=True, taken=[file for path in models if path is not None for file in sidecars(path)])
 
 
+def _read(source: Path | None, feeds: FeedsLike) -> list[str | Path]:
+    """What feeds are read from: what is named, or else may lie beside the model."""
+    if feeds is None and source is not None:
+        return [source.parent / f"{source.stem}.feeds.npz"]
+    return _paths(feeds)
+
+
 def _files(*sources: Any) -> list[Path]:
-    """The paths among models, feeds and labels; lists of feeds are looked into."""
-    found: list[Path] = []
+    """The files and folders among models, feeds, labels and statistics; lists are looked into."""
+    references = [(path, split_reference(str(path))) for path in _paths(*sources)]
+    return [Path(path) if reference is None else reference[0] for path, reference in references]
+
+
+def _paths(*sources: Any) -> list[str | Path]:
+    """What is named by a path or as file.py:function; lists are looked into."""
+    found: list[str | Path] = []
     for source in sources:
         if isinstance(source, (str, Path)):
-            found.append(Path(source))
+            found.append(source)
         elif isinstance(source, (list, tuple)):
-            found += _files(*source)
+            found += _paths(*source)
     return found

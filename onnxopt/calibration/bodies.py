@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.graph.names import Names
+from onnxopt.graph.operators import opset_of
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 
 
@@ -83,7 +84,7 @@ class BodyInstrument:
 
     def _reduce(self, body: Graph, tensor: Variable) -> Bundle:
         """Four scalars of one tensor, in the types of FIGURES."""
-        if tensor.dtype is not None and np.dtype(tensor.dtype) != np.float32:
+        if tensor.dtype is None or np.dtype(tensor.dtype) != np.float32:
             tensor = self._add(body, "Cast", [tensor], np.float32, to=1)
         low = self._add(body, "ReduceMin", [tensor], np.float32, keepdims=0)
         high = self._add(body, "ReduceMax", [tensor], np.float32, keepdims=0)
@@ -109,7 +110,7 @@ class BodyInstrument:
             return None
         if node.op == "If":
             return self._leave_if(node, inside)
-        return self._leave_loop(node, inside[0][0], inside[0][1], len(tensors))
+        return self._leave_loop(node, *inside[0])
 
     def _vectors(self, body: Graph, tensors: list[Variable]) -> Bundle | None:
         """Four vectors of everything measured in `body` and the bodies within it."""
@@ -194,5 +195,7 @@ def closed(body: Graph) -> str | None:
     while inner.owner is not None and inner.parent is not None:
         if inner.owner.kind not in _OPEN:
             return f"is in the body of a {inner.owner.op}, which is not measured"
+        if inner.owner.op == "Scan" and opset_of(inner.parent) < 9:  # it works on batches, and so would its states
+            return "is in the body of a Scan of opset 8, which is not measured"
         inner = inner.parent
     return None

@@ -4,7 +4,8 @@ The first sample with a new combination of input shapes shows the shapes of the 
 session does all: it reports figures computed in the graph, and the elements on each tensor's grid. What can't change
 any more is not asked for again: behind a Relu or a Clip whose bounds have been reached, extremes are known. A sample
 whose shapes need other grids goes through a session that reports all elements, in groups that fit into `memory`. What a
-sample adds to the figures depends on that sample alone, whichever session took it.
+sample adds to the figures depends on that sample alone, whichever session took it: each session keeps every tensor that
+was asked about from being fused away, also those that it does not measure.
 """
 
 from __future__ import annotations
@@ -15,20 +16,22 @@ from typing import Any
 
 import numpy as np
 
+from onnxopt.calibration.diagnosis import Diagnosis
+from onnxopt.calibration.groups import Group
 from onnxopt.calibration.instrument import Wanted
 from onnxopt.calibration.plan import Plan, Shape, Tensor
-from onnxopt.calibration.readings import INFINITE, NAN, Readings, Run
+from onnxopt.calibration.readings import Readings, Run
 from onnxopt.calibration.requests import Requests
 from onnxopt.calibration.sampling import ELEMENTS, batch_of
 from onnxopt.calibration.sessions import Ask, Probe, Signature, signature_of
 from onnxopt.calibration.statistics import Statistics
-from onnxopt.errors import FeedError, OnnxoptError, PassError
+from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds import Sample
 from onnxopt.feeds.batches import Batch, batched
 from onnxopt.graph.shapes import Fact, known
-from onnxopt.model import Model, Variable
+from onnxopt.model import Model
 from onnxopt.model.collection import collection_paused
-from onnxopt.runtime import Port, Session
+from onnxopt.runtime import Port
 
 # Bytes of tensors that one run of the model may hand over.
 MEMORY = 64 << 20
@@ -38,6 +41,9 @@ _LOOK_AGAIN = (2, 8, 32, 128)
 _WORTH = 0.1
 # and from this many elements on: making a session takes as long as looking at so many in hundreds of runs.
 _MANY = 200_000
+# Samples whose shapes are remembered, and forms of samples whose sessions are kept.
+_REMEMBERED = 256
+_FORMS = 4
 
 
 def collect(
@@ -88,16 +94,17 @@ class _Collector:
         self.threads, self.memory = threads, memory
         self.worthwhile = bool(plan.tensors or plan.inner)
         self._readings = Readings(plan, statistics)
-        self._guards = [tensor for tensor in model.graph.outputs if _is_float(tensor)]
-        self._shapes: dict[Signature, dict[Tensor, Shape]] = {}
-        self._keys: dict[tuple[Signature, int], object] = {}
+        self._shapes: dict[Signature, Mapping[Tensor, Shape]] = {}
+        self._keys: dict[Signature, object] = {}
+        self._diagnosis = Diagnosis(model, plan, statistics, threads)
+        self._inferable = True
         self._survey: Probe | None = None
-        self._lean: list[Probe] = []
+        self._looked = False
+        self._lean: Group | None = None
         self._lean_key: object = None
         self._left_out: frozenset[tuple[Tensor, bool]] = frozenset()
-        self._full: list[Probe] = []
-        self._full_bytes: dict[Tensor, int] = {}
-        self._full_elements = 0
+        self._full: dict[object, Group] = {}  # by Plan.form
+        self._usual: Group | None = None
 
     def add(self, joined: Batch) -> None:
         """Run the model on a sample, or on several joined, and add what it shows. Raises FeedError."""
@@ -106,244 +113,194 @@ class _Collector:
         try:
             run = self._run(inputs, signature, items)
         except PassError as error:
-            raise self._failure(joined, error) from error
-        if run.suspects or run.inner or run.alarm:
+            raise self._diagnosis.failure(joined, error) from error
+        if run.suspects or run.inner:
             self._settle(run, joined)
         self._readings.count(run)
-        self._shapes.setdefault(signature, {}).update(run.shapes)
+        self._remember(signature, run.shapes)
         if self.statistics.runs + 1 in _LOOK_AGAIN:
-            self._leave_out(run)
+            self._leave_out(run, signature)
 
     def finish(self) -> None:
         """Write the last figures."""
         self._readings.finish()
 
-    # which sessions run
+    def _settle(self, run: Run, joined: Batch) -> None:
+        """Find out which tensors hold NaN or infinities, in which sample. Raises FeedError when it is to blame."""
+        for sample in joined.members:
+            self._diagnosis.examine(sample)
+        for (kind, subject), tensor in run.overflown.items():
+            if not tensor.broken:
+                self.statistics.record_skip(subject, f"overflows when it is summed ({joined.sample.source})", kind)
+        fresh = [tensor for tensor in run.suspects if not (tensor.broken or tensor.watched)]
+        for tensor in fresh:
+            tensor.watched = True
+        if fresh:  # whose overflowing sums new sessions tell from infinities
+            self._lean, self._full, self._usual = None, {}, None
+        run.suspects = {tensor for tensor in run.suspects if tensor.broken}
 
     def _run(self, inputs: Mapping[str, Any], signature: Signature, items: int) -> Run:
         if signature not in self._shapes and not self._covered(signature) and not self._start(inputs, items):
-            self._shapes[signature] = self._look(inputs)
+            self._remember(signature, self._look(inputs))
         shapes = self._shapes.get(signature)
         run = Run(items, shapes or {})
         for probe in self._choose(signature, items):
-            self._readings.take(probe.run(inputs, seen=shapes is not None), run)
+            if not self._take(probe, inputs, run, seen=shapes is not None):
+                self._carefully(inputs, signature, run)
+                break
         return run
 
-    def _start(self, inputs: Mapping[str, Any], items: int) -> bool:
-        """Make the first session where inference shows that it may report all elements; whether that was done."""
-        if self._full or self._lean:
+    def _take(self, probe: Probe, inputs: Mapping[str, Any], run: Run, *, seen: bool) -> bool:
+        """Add what a session reports; False where it was made for samples of other shapes, or fails."""
+        try:
+            report = probe.run(inputs, seen=seen)
+        except PassError:
             return False
+        if not probe.fits(report):
+            return False
+        self._readings.take(report, run)
+        return True
+
+    def _carefully(self, inputs: Mapping[str, Any], signature: Signature, run: Run) -> None:
+        """Measure what is left of a sample in sessions made for its own shapes. Raises PassError where they fail."""
+        run.adopt(self._look(inputs))
+        for probe in self._full_for(run.shapes, signature).probes:
+            self._readings.take(probe.run(inputs), run)
+
+    def _start(self, inputs: Mapping[str, Any], items: int) -> bool:
+        """Make the session for all elements where inference shows that it takes the sample; whether that was done."""
+        shapes = self._inferred(inputs) if self._inferable and not self._full else None
+        if shapes is None:
+            return False
+        worse = self._lean is None and self._cuts(shapes, items)  # than a session that cuts
+        if worse or 4 * sum(map(math.prod, shapes.values())) > self.memory:
+            return False
+        self._usual = self._full_for(shapes, signature_of(inputs))
+        return True
+
+    def _inferred(self, inputs: Mapping[str, Any]) -> dict[Tensor, Shape] | None:
+        """The shapes of all tensors asked about, where they follow from those of the inputs."""
+        if not _declared(self.model, inputs):
+            return None
         given = {name: value.shape for name, value in inputs.items() if isinstance(value, np.ndarray)}
         facts = known(self.model, given)
         shapes: dict[Tensor, Shape] = {}
         for tensor in self.plan.tensors:
             found = facts.get(id(tensor.variable), Fact()).shape
             if found is None or not all(isinstance(dim, int) for dim in found):
-                return False
+                self._inferable = False
+                return None
             shapes[tensor] = tuple(dim for dim in found if isinstance(dim, int))
-        if 4 * sum(map(math.prod, shapes.values())) > self.memory or self._cuts(shapes, items):
-            return False
-        self._build_full(shapes, signature_of(inputs))
-        return True
+        return shapes
 
     def _look(self, inputs: Mapping[str, Any]) -> dict[Tensor, Shape]:
         """The shapes of all tensors asked about."""
-        if self._survey is None:
+        survey = self._survey
+        if survey is None:
             asks = [Ask(tensor, Wanted(shape=True)) for tensor in self.plan.tensors]
-            self._survey = Probe(self.model, asks, threads=self.threads)
-        readings = self._survey.run(inputs).readings
-        return {tensor: tuple(int(dim) for dim in value) for tensor, _, value in readings}
+            survey = Probe(self.model, self.plan, asks, threads=self.threads)
+        # a session holds on to the memory of its largest run: this one is kept where it is asked for again and again
+        self._survey = survey if self._looked else None
+        self._looked = True
+        return dict(survey.run(inputs).shapes)
+
+    def _remember(self, signature: Signature, shapes: Mapping[Tensor, Shape]) -> None:
+        """Keep the shapes that go with those of the inputs, of the last samples only."""
+        if signature in self._shapes:
+            return
+        if len(self._shapes) >= _REMEMBERED:
+            oldest = next(iter(self._shapes))
+            del self._shapes[oldest]
+            self._keys.pop(oldest, None)
+        self._shapes[signature] = shapes
 
     def _covered(self, signature: Signature) -> bool:
         """Whether the session for all elements can take a sample of shapes not seen before, by what it hands over."""
-        if not self._full:
-            return False
-        held = sum(self._full_bytes.values())
-        if held == 0 or any(_within(signature, known) for known in self._shapes):
-            return True
-        # at most quadratic in the sizes of the inputs, as attention is
-        growth = _elements(signature) / max(1, self._full_elements)
-        return held * growth**2 <= self.memory
+        return self._usual is not None and self._usual.covers(signature, self.memory)
 
     def _choose(self, signature: Signature, items: int) -> Sequence[Probe]:
         shapes = self._shapes.get(signature)
-        if shapes is not None:
-            key = self._key(signature, items)
-            if not self._lean and key is not None and self._cuts(shapes, items):
-                self._build_lean(shapes, items)
+        if shapes is None:
+            assert self._usual is not None  # what is not covered is looked at
+            return self._usual.probes
+        key = self._key(signature, items)
+        if key is not None:
+            if not self._lean and self._pays(shapes, items):
+                self._build_lean(shapes, items, signature, self.memory)
             if self._lean and key == self._lean_key:
-                return self._lean
-        if not self._full or (shapes is not None and self._outgrown(shapes)):
-            assert shapes is not None  # the first sample is always looked at
-            self._build_full(shapes, signature)
-        return self._full
+                if self._lean.outgrown(shapes, self.memory):
+                    self._build_lean(shapes, items, signature, self.memory // 2)
+                return self._lean.probes
+        self._usual = self._full_for(shapes, signature)
+        return self._usual.probes
 
     def _key(self, signature: Signature, items: int) -> object:
         """`Plan.key`, of which there are many fewer than samples."""
-        at = (signature, items)
-        if at not in self._keys:
-            self._keys[at] = self.plan.key(self._shapes[signature], items)
-        return self._keys[at]
+        if signature not in self._keys:
+            self._keys[signature] = self.plan.key(self._shapes[signature], items)
+        return self._keys[signature]
 
     def _cuts(self, shapes: Mapping[Tensor, Shape], items: int) -> bool:
         """Whether grids leave any element out."""
         return any(not grid.all for grid in self.plan.grids(shapes, items).values())
 
-    def _build_lean(self, shapes: Mapping[Tensor, Shape], items: int) -> None:
-        grids = self.plan.grids(shapes, items)
-        asks = [
-            Ask(tensor, wanted, shapes[tensor])
-            for tensor in self.plan.alive()
-            if (wanted := tensor.essential(shapes[tensor], grids.get(tensor), self._reached(tensor), self.plan.opset))
+    def _pays(self, shapes: Mapping[Tensor, Shape], items: int) -> bool:
+        """Whether a session for this one form of sample would do less than one that serves all."""
+        return bool(self._left_out) or self._cuts(shapes, items)
+
+    def _build_lean(self, shapes: Mapping[Tensor, Shape], items: int, signature: Signature, memory: int) -> None:
+        self._lean = None  # its memory goes before the new one's comes
+        self.plan.check_axes(shapes)
+        grids, opset = self.plan.grids(shapes, items), self.plan.opset
+        wanted = [
+            (tensor, tensor.essential(shapes[tensor], grids.get(tensor), self._reached(tensor), opset))
+            for tensor in self.plan.tensors
         ]
-        sizes = {ask.tensor: 4 * math.prod(shapes[ask.tensor]) for ask in asks if ask.wanted.whole}
-        self._lean = self._probes(asks, sizes, blocked=True)
+        self._lean = self._group(wanted, shapes, signature, memory, blocked=True)
         self._lean_key = self.plan.key(shapes, items)
 
-    def _build_full(self, shapes: Mapping[Tensor, Shape], signature: Signature) -> None:
-        asks = [Ask(tensor, tensor.everything(), shapes[tensor]) for tensor in self.plan.alive()]
-        sizes = {ask.tensor: 4 * math.prod(shapes[ask.tensor]) for ask in asks if ask.wanted.whole}
-        self._full = self._probes(asks, sizes, blocked=False)
-        self._full_bytes, self._full_elements = sizes, _elements(signature)
+    def _full_for(self, shapes: Mapping[Tensor, Shape], signature: Signature) -> Group:
+        """The sessions for all elements of samples like one with these shapes."""
+        form = self.plan.form(shapes)
+        full = self._full.get(form)
+        if full is None or full.outgrown(shapes, self.memory):
+            memory = self.memory if full is None else self.memory // 2
+            self.plan.check_axes(shapes)
+            if len(self._full) >= _FORMS:
+                del self._full[next(iter(self._full))]
+            wanted = [(tensor, tensor.everything(shapes[tensor])) for tensor in self.plan.tensors]
+            full = self._full[form] = self._group(wanted, shapes, signature, memory, blocked=False)
+        full.serve(signature)
+        return full
 
-    def _outgrown(self, shapes: Mapping[Tensor, Shape]) -> bool:
-        """Whether groups that were made for smaller samples would hand over more than `memory` of this one."""
-        now = sum(4 * math.prod(shapes[tensor]) for tensor in self._full_bytes)
-        return now > self.memory and now > sum(self._full_bytes.values())
-
-    def _probes(self, asks: Sequence[Ask], sizes: Mapping[Tensor, int], *, blocked: bool) -> list[Probe]:
-        """Sessions whose whole tensors fit into `memory`; the first one reports all that is not about tensors too."""
-        groups: list[list[Ask]] = [[]]
-        held = 0
-        for ask in asks:
-            size = sizes.get(ask.tensor, 0)
-            if held and held + size > self.memory:
-                groups.append([])
-                held = 0
-            groups[-1].append(ask)
-            held += size
-        return [
-            Probe(
-                self.model,
-                group,
-                inner=self.plan.inner if number == 0 else (),
-                guards=[tensor for tensor in self._guards if number == 0],
-                blocked=blocked,
-                threads=self.threads,
-            )
-            for number, group in enumerate(groups)
-        ]
+    def _group(
+        self,
+        wanted: Sequence[tuple[Tensor, Wanted]],
+        shapes: Mapping[Tensor, Shape],
+        signature: Signature,
+        memory: int,
+        *,
+        blocked: bool,
+    ) -> Group:
+        asks = [Ask(tensor, what, shapes[tensor]) for tensor, what in wanted]
+        return Group(self.model, self.plan, asks, signature, memory=memory, blocked=blocked, threads=self.threads)
 
     def _reached(self, tensor: Tensor) -> tuple[bool, bool]:
         low, high = (tensor, False) in self._left_out, (tensor, True) in self._left_out
         return low, high
 
-    def _leave_out(self, run: Run) -> None:
+    def _leave_out(self, run: Run, signature: Signature) -> None:
         """Build the session again, without the extremes that can't change any more, where that saves enough."""
         ranged = [tensor for tensor in self.plan.alive() if tensor.range and not tensor.extremes]
         reached = {(tensor, side) for tensor in ranged for side, done in enumerate(self.plan.reached(tensor)) if done}
         fresh = {tensor for tensor, side in reached if (tensor, bool(side)) not in self._left_out}
         total = sum(math.prod(run.shapes[tensor]) for tensor in ranged)
         saved = sum(math.prod(run.shapes[tensor]) for tensor in fresh)
-        if saved < max(_MANY, _WORTH * total) or self.plan.key(run.shapes, run.batch) is None:
+        if not fresh or saved < max(_MANY, _WORTH * total) or self.plan.key(run.shapes, run.batch) is None:
             return
         self._left_out = frozenset((tensor, bool(side)) for tensor, side in reached)
-        self._build_lean(run.shapes, run.batch)
-
-    # what goes wrong
-
-    def _settle(self, run: Run, joined: Batch) -> None:
-        """Find out which tensors hold NaN or infinities, in which sample. Raises FeedError when it is to blame."""
-        for sample in joined.members:
-            found, inner = self._diagnose(sample)
-            if found or inner:
-                self._blame(found, inner, sample)
-            for tensor, what in found.items():
-                tensor.broken = True
-                self._skip_all(tensor, f"holds {what} ({sample.source})")
-            for variable, what in inner.items():
-                self.statistics.record_skip(variable, f"holds {what} ({sample.source})")
-        for (kind, subject), tensor in run.overflown.items():
-            if not tensor.broken:
-                self.statistics.record_skip(subject, f"overflows when it is summed ({joined.sample.source})", kind)
-        if run.alarm:
-            self._readings.quiet.update(self._guards)
-        run.suspects = {tensor: what for tensor, what in run.suspects.items() if tensor.broken}
-
-    def _diagnose(self, sample: Sample) -> tuple[dict[Tensor, str], dict[Variable, str]]:
-        """What each tensor holds that is not finite, in the main graph and in inner bodies."""
-        asks = [Ask(tensor, Wanted(low=True, high=True, total=True)) for tensor in self.plan.alive()]
-        report = Probe(self.model, asks, inner=self.plan.inner, blocked=False, threads=self.threads).run(sample.inputs)
-        found: dict[Tensor, str] = {}
-        for tensor, reading, value in report.readings:
-            if math.isnan(value):
-                found[tensor] = NAN
-            elif reading.figure != "total" and math.isinf(value):
-                found.setdefault(tensor, INFINITE)
-        empty = self._empty(sample)
-        inner = {}
-        for variable, low, high, magnitudes, count in report.inner:
-            if count and (math.isnan(magnitudes) or not math.isfinite(low) or not math.isfinite(high)):
-                inner[variable] = NAN if math.isnan(magnitudes) or math.isnan(low + high) else INFINITE
-        known = {variable for variable in inner if self.statistics.reason(variable) is not None}
-        return (
-            {tensor: what for tensor, what in found.items() if tensor not in empty},
-            {variable: what for variable, what in inner.items() if variable not in known},
-        )
-
-    def _empty(self, sample: Sample) -> set[Tensor]:
-        """Tensors without elements in this sample, whose extremes mean nothing."""
-        shapes = self._shapes.get(signature_of(sample.inputs)) or self._look(sample.inputs)
-        return {tensor for tensor, shape in shapes.items() if math.prod(shape) == 0}
-
-    def _blame(self, found: Mapping[Tensor, str], inner: Mapping[Variable, str], sample: Sample) -> None:
-        """Raise FeedError where NaN or infinities come from an input."""
-        inputs = set(self.model.graph.inputs)
-        blamed = [(tensor.variable.name, what) for tensor, what in found.items() if tensor.variable in inputs]
-        for name, value in sample.inputs.items():
-            if isinstance(value, np.ndarray) and value.dtype.kind == "f" and np.isnan(value).any():
-                blamed.append((name, NAN))
-        if blamed:
-            raise FeedError(
-                f"input {blamed[0][0]!r} holds {blamed[0][1]} for sample {sample.source}",
-                "check the preprocessing of this sample, or leave it out",
-            )
-
-    def _skip_all(self, tensor: Tensor, reason: str) -> None:
-        """Drop everything that was asked about a tensor."""
-        variable = tensor.variable
-        for kind, wanted in (
-            ("ranges", tensor.range),
-            ("extremes", tensor.extremes),
-            ("moments", tensor.moments),
-            ("histograms", tensor.histogram),
-        ):
-            if wanted:
-                self.statistics.record_skip(variable, reason, kind)
-        for kind, axes in (
-            ("channel_ranges", tensor.ranges),
-            ("channel_means", tensor.means),
-            ("channel_moments", tensor.squares),
-        ):
-            for axis in axes:
-                self.statistics.record_skip((variable, axis), reason, kind)
-        for axis, threshold in tensor.firings:
-            self.statistics.record_skip((variable, axis, threshold), reason, "firings")
-        for node, _ in tensor.grams:
-            self.statistics.record_skip(node, f"its input {reason}", "grams")
-
-    def _failure(self, joined: Batch, error: PassError) -> OnnxoptError:
-        """The error for a run that failed: the sample's fault where the model itself fails on it too."""
-        session = Session(self.model, threads=self.threads)
-        for sample in joined.members:
-            try:
-                session.run(sample.inputs)
-            except PassError as refused:
-                return FeedError(
-                    f"sample {sample.source}: the model fails on it: {refused.cause}",
-                    "correct this sample, or leave it out",
-                )
-        return PassError(f"measuring {joined.sample.source} failed: {error.cause}", error.remedy)
+        self._full, self._usual = {}, None  # made again where shapes ask for it
+        self._build_lean(run.shapes, run.batch, signature, self.memory)
 
 
 def _ports(model: Model) -> list[Port]:
@@ -353,26 +310,15 @@ def _ports(model: Model) -> list[Port]:
     ]
 
 
-def _is_float(tensor: Variable) -> bool:
-    if not isinstance(tensor, Variable) or tensor.dtype is None:
-        return False
-    try:
-        return np.dtype(tensor.dtype).kind == "f"
-    except TypeError:
-        return False
-
-
-def _elements(signature: Any) -> int:
-    """Elements of all inputs of these shapes."""
-    if signature and all(isinstance(part, int) for part in signature):
-        return math.prod(signature)
-    return sum(_elements(part) for part in signature if isinstance(part, tuple))
-
-
-def _within(one: Any, other: Any) -> bool:
-    """Whether every dimension of one signature is at most that of another."""
-    if isinstance(one, tuple) and isinstance(other, tuple):
-        return len(one) == len(other) and all(_within(a, b) for a, b in zip(one, other, strict=True))
-    if isinstance(one, int) and isinstance(other, int):
-        return one <= other
-    return bool(one == other)
+def _declared(model: Model, inputs: Mapping[str, Any]) -> bool:
+    """Whether arrays have the shapes that the model asks for."""
+    for tensor in model.graph.inputs:
+        value = inputs.get(tensor.name)
+        if tensor.shape is None or not isinstance(value, np.ndarray):
+            continue
+        dims = list(tensor.shape)
+        if len(dims) != value.ndim or any(
+            isinstance(d, int) and d != n for d, n in zip(dims, value.shape, strict=True)
+        ):
+            return False
+    return True

@@ -46,7 +46,7 @@ class Patches:
     def _lines(self, activation: npt.NDArray[np.float32], batch: int) -> Rows:
         values = activation.T if self.transposed else activation
         lines = values.reshape(-1, values.shape[-1])
-        items = batch if batch > 0 and len(lines) % batch == 0 else 1
+        items = batch if batch > 0 and len(lines) % batch == 0 and not self.transposed else 1
         each = len(lines) // items if items else 0
         if each <= ROWS:
             return lines.astype(np.float64)

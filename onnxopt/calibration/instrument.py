@@ -33,9 +33,10 @@ _END = 1 << 62
 class Wanted:
     """What one session reports of one tensor of the main graph.
 
-    shape: its dims. low, high: extremes. total: sum of magnitudes, which spreads NaN. moments: sums of x and x * x in
-    parts. grid: the elements on it; `can_cut` says whether the graph can take them. whole: all elements, which tell of
-    shape, low, high and total as well. ranges, means, squares: channel axes. firings: (axis, threshold).
+    shape: its dims. low, high: extremes. total: a sum that spreads NaN, of magnitudes or, of blocked tensors, of
+    channels. moments: sums of x and x * x in parts. grid: the elements on it; `can_cut` says whether the graph can take
+    them. whole: all elements, which tell of shape, low, high and total as well. ranges, means, squares: channel axes.
+    firings: (axis, threshold).
     """
 
     shape: bool = False
@@ -59,21 +60,27 @@ class Subject:
     """A tensor of the main graph as the instrument sees it.
 
     rank, channels: of what a run showed, None before one. blocked: whether the runtime keeps it in the blocked layout.
+    filled: whether it is sure to have elements, without which pooling fails.
     """
 
     tensor: Variable
     rank: int | None
     channels: int | None
     blocked: bool
+    filled: bool
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One added output: its name, which field of Wanted it answers, and the axis (and threshold) it is about."""
+    """One added output: its name, which field of Wanted it answers, and the axis (and threshold) it is about.
+
+    shaped: whether it tells the shape of the tensor.
+    """
 
     name: str
     figure: str
     detail: tuple[Any, ...] = ()
+    shaped: bool = False
 
 
 def can_cut(grid: Grid, opset: int) -> bool:
@@ -82,7 +89,7 @@ def can_cut(grid: Grid, opset: int) -> bool:
 
 
 def mean_is_sum(axis: int, rank: int) -> bool:
-    """Whether nothing is reduced in the graph for the mean of each channel: there is no axis but the first and `axis`."""
+    """Whether nothing is reduced in the graph for the mean of each channel: there are no axes but the first and it."""
     return rank == 1 or (rank == 2 and axis % 2 == 1)
 
 
@@ -136,7 +143,10 @@ class _Measurement:
         self.subject = subject
         self.readings: list[Reading] = []
         self.values: Variable = subject.tensor
-        if self.values.dtype is not None and np.dtype(self.values.dtype) != np.float32:
+        if wanted in (Wanted(), Wanted(shape=True)):
+            self._keep(wanted.shape)
+            return
+        if self.values.dtype is None or np.dtype(self.values.dtype) != np.float32:
             self.values = self._node("Cast", [self.values], to=1)
         self.pools = subject.blocked and subject.rank == 4
         if wanted.whole:
@@ -146,6 +156,14 @@ class _Measurement:
         if wanted.moments:
             self._moments()
         self._channels(wanted)
+
+    def _keep(self, shape: bool) -> None:
+        """Nothing but the shape is wanted; a reader that the runtime can't compute ahead keeps the tensor as it is."""
+        size = self._node("Size", [self.subject.tensor])
+        size.dtype = np.dtype(np.int64)
+        self.instrument.expose([size])
+        if shape:
+            self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
 
     def _whole(self, wanted: Wanted) -> None:
         """All elements; they show their shape, extremes and NaN themselves. Blocked ones end in a node of their own."""
@@ -157,13 +175,15 @@ class _Measurement:
         given = self.values is self.subject.tensor and self.producer is None
         exposed = self._node("Identity", [self.values]) if given else self.values
         self.instrument.expose([exposed])
-        self.readings.append(Reading(exposed.name, "whole", ("shaped",)))
+        self.readings.append(Reading(exposed.name, "whole", shaped=True))
 
     def _figures(self, wanted: Wanted) -> None:
         if wanted.shape:
             self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
         self._extremes(wanted)
-        if wanted.total:
+        if wanted.total and self.pools and not wanted.low:
+            self._report("total", self._flat(self._node("GlobalAveragePool", [self.values])))
+        elif wanted.total:
             self._report("total", self._node("ReduceL1", [self.values], keepdims=0))
         if wanted.grid is not None:
             self._report("grid", self._flat(self._on_grid(wanted.grid)))
@@ -176,7 +196,7 @@ class _Measurement:
     ) -> None:
         tensor.dtype = np.dtype(dtype)
         self.instrument.expose([tensor])
-        self.readings.append(Reading(tensor.name, figure, detail))
+        self.readings.append(Reading(tensor.name, figure, detail, figure == "shape"))
 
     def _flat(self, tensor: Variable) -> Variable:
         """[n]; a node of its own that ends the graph, whatever the layout of the tensor."""
@@ -248,7 +268,7 @@ class _Measurement:
 
     def _channel_mean(self, axis: int, rank: int) -> Variable:
         """[N, C]: the mean over every axis but the first and `axis`."""
-        if axis == 1 and rank >= 3:
+        if axis == 1 and 3 <= rank <= 5 and self.subject.filled:
             return self._node("GlobalAveragePool", [self.values])
         return self._reduce("ReduceMean", [other for other in range(1, rank) if other != axis])
 

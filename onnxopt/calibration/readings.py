@@ -23,29 +23,34 @@ from onnxopt.calibration.tallies import (
     HistogramTally,
     MomentsTally,
     RangeTally,
+    unlike,
 )
 from onnxopt.model import Variable
 from onnxopt.numerics.histogram import HistogramSet
-
-NAN, INFINITE = "NaN", "infinities"
 
 
 class Run:
     """One run of the model on one sample or batch: what is known of it so far.
 
-    shapes: of every tensor. suspects: tensors that held something that is not finite -> what, where that is known.
-    inner: the same for those of inner bodies. overflown: (kind, subject) of sums that are not finite. alarm: an output
-    of the model holds NaN.
+    shapes: of every tensor. taken: tensors whose figures were added. suspects: tensors that held something that is not
+    finite, or seem to have. inner: the same for those of inner bodies; inner_taken: whether their figures were added.
+    overflown: (kind, subject) of sums that are not finite.
     """
 
     def __init__(self, batch: int, shapes: Mapping[Tensor, Shape]) -> None:
         self.batch = batch
         self.shapes: dict[Tensor, Shape] = dict(shapes)
-        self.suspects: dict[Tensor, str | None] = {}
-        self.inner: dict[Variable, str] = {}
+        self.taken: frozenset[Tensor] = frozenset()
+        self.suspects: set[Tensor] = set()
+        self.inner: set[Variable] = set()
         self.overflown: dict[tuple[str, Subject], Tensor] = {}
-        self.alarm = False
+        self.inner_taken = False
         self._sizes: dict[Tensor, int] = {}
+
+    def adopt(self, shapes: Mapping[Tensor, Shape]) -> None:
+        """Take over shapes of just this run."""
+        self.shapes.update(shapes)
+        self._sizes.clear()
 
     def size(self, tensor: Tensor) -> int:
         """Elements of a tensor."""
@@ -60,7 +65,6 @@ class Readings:
     def __init__(self, plan: Plan, statistics: Statistics) -> None:
         self.plan = plan
         self.statistics = statistics
-        self.quiet: set[Variable] = set()  # outputs of the model that may hold NaN
         self._at = {tensor: at for at, tensor in enumerate(t for t in plan.tensors if t.histogram)}
         self._histograms = HistogramSet(len(self._at))
         self._take: dict[str, Callable[[Tensor, Reading, Any, Run], None]] = {
@@ -80,18 +84,16 @@ class Readings:
 
     def take(self, report: Report, run: Run) -> None:
         """Add what one session reported, but for tensors that it shows to hold something not finite."""
+        run.adopt(report.shapes)
         for tensor, reading, value in report.readings:
-            if reading.figure == "shape":
-                run.shapes[tensor] = tuple(int(dim) for dim in value)
-            elif reading.figure == "whole" and reading.detail:
-                run.shapes[tensor] = value.shape
-        for tensor, reading, value in report.readings:
-            if reading.figure != "shape" and not tensor.broken and run.size(tensor):
+            if reading.figure != "shape" and not tensor.broken and tensor not in run.taken and run.size(tensor):
                 self._take[reading.figure](tensor, reading, value, run)
+        run.taken = run.taken | report.tensors if run.taken else report.tensors
+        if run.inner_taken:
+            return
         for variable, low, high, magnitudes, count in report.inner:
             self._inner(variable, (low, high, magnitudes, count), run)
-        for variable, total in (report.guards or {}).items():
-            run.alarm |= math.isnan(total) and variable not in self.quiet
+        run.inner_taken = bool(report.inner)
 
     def count(self, run: Run) -> None:
         """Add what every run adds to: elements, positions."""
@@ -119,7 +121,7 @@ class Readings:
     def _low(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
         low = float(value) + 0.0  # -0.0 is 0.0, whichever came first
         if not math.isfinite(low):
-            run.suspects[tensor] = NAN if math.isnan(low) else run.suspects.get(tensor) or INFINITE
+            run.suspects.add(tensor)
             return
         if tensor.range:
             tally = self._range(tensor)
@@ -130,7 +132,7 @@ class Readings:
     def _high(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
         high = float(value.max() if value.ndim else value) + 0.0
         if not math.isfinite(high):
-            run.suspects[tensor] = NAN if math.isnan(high) else run.suspects.get(tensor) or INFINITE
+            run.suspects.add(tensor)
             return
         if tensor.range:
             tally = self._range(tensor)
@@ -139,8 +141,9 @@ class Readings:
             self.statistics.tally("extremes", tensor.variable, ExtremesTally).maximum.add(np.float64(high))
 
     def _total(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
-        if math.isnan(value):
-            run.suspects[tensor] = NAN
+        # infinite may also be what is too large to be summed
+        if np.isnan(value).any() or (not tensor.bounded and np.isinf(value).any()):
+            run.suspects.add(tensor)
 
     def _moments(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
         total = np.float64(value.sum(dtype=np.float64))
@@ -163,81 +166,89 @@ class Readings:
             return
         if tensor.histogram:
             self._bin(tensor, tensor.grid(values.shape, run.batch, self.plan.elements).pick(values), run)
-        for axis in tensor.means:
+        for axis in tensor.averaged:
             if mean_is_sum(axis, values.ndim):
                 self._channel_mean(tensor, Reading("", "channel_mean", (axis,)), values, run)
         for node, patches in tensor.grams:
             rows = patches.rows(values, run.batch)
             make = partial(GramTally.empty, rows.shape[0], rows.shape[2])
-            self.statistics.tally("grams", node, make).add(rows)
+            tally = self._like("grams", node, make, rows.shape[2])
+            if tally is not None:
+                tally.add(rows)
 
     def _bin(self, tensor: Tensor, values: Any, run: Run) -> None:
         try:
             self._histograms.add(self._at[tensor], values)
         except ValueError:  # not finite
-            run.suspects.setdefault(tensor, None)
+            run.suspects.add(tensor)
 
     def _channel_low(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
-        if self._sums_up("channel_ranges", (tensor.variable, *reading.detail), tensor, value, run):
-            tally = self._channel_range(tensor, reading, run)
+        tally = self._channelled("channel_ranges", tensor, reading, value, run)
+        if tally is not None:
             tally.minimum = np.minimum(tally.minimum, value + 0.0)
 
     def _channel_high(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
-        if self._sums_up("channel_ranges", (tensor.variable, *reading.detail), tensor, value, run):
-            tally = self._channel_range(tensor, reading, run)
-            highest = value.reshape(-1, len(tally.maximum)).max(axis=0)
+        tally = self._channelled("channel_ranges", tensor, reading, value, run)
+        if tally is not None:
+            highest = value.reshape(-1, tally.channels).max(axis=0)
             tally.maximum = np.maximum(tally.maximum, highest + 0.0)
 
     def _channel_mean(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
-        axis = reading.detail[0]
-        subject = (tensor.variable, axis)
-        kind = "channel_moments" if axis in tensor.squares else "channel_means"
-        if not self._sums_up(kind, subject, tensor, value, run):
-            return
-        channels = run.shapes[tensor][axis]
-        parts = value.astype(np.float64).reshape(-1, channels)
-        positions = math.prod(run.shapes[tensor]) // channels
-        tally = self.statistics.tally(kind, subject, partial(_CHANNEL_SUMS[kind].empty, channels))
-        tally.total.add(parts.sum(axis=0) * (positions / len(parts)))
-        tally.positions += positions
+        for kind, axes in (("channel_means", tensor.means), ("channel_moments", tensor.squares)):
+            if reading.detail[0] not in axes:
+                continue
+            tally = self._channelled(kind, tensor, reading, value, run)
+            if tally is not None:
+                parts = value.astype(np.float64).reshape(-1, tally.channels)
+                positions = run.size(tensor) // tally.channels
+                tally.total.add(parts.sum(axis=0) * (positions / len(parts)))
+                tally.positions += positions
 
     def _channel_squares(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
-        axis = reading.detail[0]
-        subject = (tensor.variable, axis)
-        if not self._sums_up("channel_moments", subject, tensor, value, run):
-            return
-        channels = run.shapes[tensor][axis]
-        parts = value.astype(np.float64).reshape(-1, channels)
-        tally = self.statistics.tally("channel_moments", subject, partial(ChannelMomentsTally.empty, channels))
-        tally.squares.add(parts.sum(axis=0))
+        tally = self._channelled("channel_moments", tensor, reading, value, run)
+        if tally is not None:
+            tally.squares.add(value.astype(np.float64).reshape(-1, tally.channels).sum(axis=0))
 
     def _channel_fired(self, tensor: Tensor, reading: Reading, value: Any, run: Run) -> None:
-        channels = len(value)
-        subject = (tensor.variable, *reading.detail)
-        tally = self.statistics.tally("firings", subject, partial(FiringTally.empty, channels))
-        tally.fired = tally.fired + np.rint(value).astype(np.int64)
-        tally.positions += math.prod(run.shapes[tensor]) // channels
+        tally = self._channelled("firings", tensor, reading, value, run)
+        if tally is not None:
+            tally.fired = tally.fired + np.rint(value).astype(np.int64)
+            tally.positions += run.size(tensor) // tally.channels
 
     def _inner(self, variable: Variable, figures: tuple[float, float, float, int], run: Run) -> None:
         low, high, magnitudes, count = figures
         if count == 0 or self.statistics.reason(variable) is not None:
             return
         if not (math.isfinite(low) and math.isfinite(high)) or math.isnan(magnitudes):
-            nan = math.isnan(low) or math.isnan(high) or math.isnan(magnitudes)
-            run.inner[variable] = NAN if nan else INFINITE
+            run.inner.add(variable)
             return
         tally = self.statistics.tally("ranges", variable, RangeTally)
         tally.minimum, tally.maximum = min(tally.minimum, low + 0.0), max(tally.maximum, high + 0.0)
         tally.count += count
-        tally.magnitudes.add(np.float64(magnitudes))
+        # a sum that overflows in float32 is replaced by what it is at most
+        most = max(-low, high) * count
+        tally.magnitudes.add(np.float64(magnitudes if math.isfinite(magnitudes) else most))
 
     def _range(self, tensor: Tensor) -> Any:
         return self.statistics.tally("ranges", tensor.variable, RangeTally)
 
-    def _channel_range(self, tensor: Tensor, reading: Reading, run: Run) -> Any:
-        axis = reading.detail[0]
-        make = partial(ChannelRangeTally.empty, run.shapes[tensor][axis])
-        return self.statistics.tally("channel_ranges", (tensor.variable, axis), make)
+    def _channelled(self, kind: str, tensor: Tensor, reading: Reading, value: Any, run: Run) -> Any | None:
+        """The tally of a figure of each channel; None where it can't be added."""
+        subject = (tensor.variable, *reading.detail)
+        if not self._sums_up(kind, subject, tensor, value, run):
+            return None
+        channels = run.shapes[tensor][reading.detail[0]]
+        return self._like(kind, subject, partial(_BY_CHANNEL[kind].empty, channels), channels)
+
+    def _like(self, kind: str, subject: Subject, make: Any, channels: int) -> Any | None:
+        """The tally of a subject, which all samples must give the same number of channels; else it is skipped."""
+        if self.statistics.reason(subject, kind) is not None:
+            return None
+        tally = self.statistics.tally(kind, subject, make)
+        if tally.channels == channels:
+            return tally
+        self.statistics.record_skip(subject, unlike(tally.channels, channels), kind)
+        return None
 
     def _sums_up(self, kind: str, subject: Subject, tensor: Tensor, value: Any, run: Run) -> bool:
         """Whether a figure is finite. Where it is not, the tensor is suspected; sums may also just have overflown."""
@@ -245,10 +256,15 @@ class Readings:
             return False
         if np.isfinite(value).all():
             return True
-        run.suspects.setdefault(tensor, None)
+        run.suspects.add(tensor)
         run.overflown[kind, subject] = tensor
         return False
 
 
-# Tallies that hold sums over the positions of each channel.
-_CHANNEL_SUMS: dict[str, Any] = {"channel_means": ChannelMeanTally, "channel_moments": ChannelMomentsTally}
+# Tallies that hold a figure of each channel.
+_BY_CHANNEL: dict[str, Any] = {
+    "channel_ranges": ChannelRangeTally,
+    "channel_means": ChannelMeanTally,
+    "channel_moments": ChannelMomentsTally,
+    "firings": FiringTally,
+}

@@ -43,7 +43,7 @@ class Grid:
         return parts[(slice(None), *slices)]
 
 
-@functools.lru_cache(maxsize=1 << 16)
+@functools.lru_cache(maxsize=1 << 10)
 def grid(shape: tuple[int, ...], channels_first: bool, batch: int = 1, elements: int | None = ELEMENTS) -> Grid:
     """The grid for a tensor of this shape.
 

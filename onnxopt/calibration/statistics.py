@@ -20,6 +20,7 @@ from onnxopt.calibration.tallies import (
     MomentsTally,
     RangeTally,
     Tally,
+    merge_all,
 )
 from onnxopt.model import Node, Variable
 from onnxopt.numerics.histogram import Histogram
@@ -214,14 +215,7 @@ class Statistics:
         """Take in another run over other feeds of the same graph; what either skipped is skipped."""
         self.samples += other.samples
         self.runs += other.runs
-        for kind, subject, tally in other.tallies():
-            key = (kind, subject)
-            if key in self._tallies:
-                self._tallies[key].merge(tally)
-            elif key not in self._reasons:
-                self._tallies[key] = tally
-        for kind, subject, reason in other.reasons():
-            self.record_skip(subject, reason, kind)
+        merge_all(self._tallies, self._reasons, other._tallies, other._reasons)
 
     def _find(self, _type: type[T], kind: str, subject: Subject) -> T | None:
         found = self._tallies.get((kind, subject))

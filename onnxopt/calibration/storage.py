@@ -11,7 +11,6 @@ import io
 import json
 import math
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,14 +21,17 @@ import numpy.typing as npt
 
 from onnxopt.calibration.requests import Requests
 from onnxopt.calibration.statistics import Statistics, Subject
-from onnxopt.calibration.tallies import KINDS, Tally
+from onnxopt.calibration.tallies import KINDS, HistogramTally, Tally, merge_all
 from onnxopt.errors import UsageError
 from onnxopt.model import Model, Node, Variable
 from onnxopt.model.saving import write_atomically
+from onnxopt.numerics.histogram import Histogram
 
 FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _AGAIN = "gather it again with onnxopt calibrate"
+# kinds that are of a tensor and an axis (and a threshold)
+_DETAILS = {"channel_ranges": 1, "channel_means": 1, "channel_moments": 1, "firings": 2}
 # (index of the body, name of the tensor or of the node's first output, axis, threshold)
 Key = tuple[Any, ...]
 
@@ -82,7 +84,7 @@ class SavedStatistics:
         statistics = Statistics()
         statistics.samples, statistics.runs = self.samples, self.runs
         for (kind, key), tally in self.tallies.items():
-            statistics.record(kind, subjects.subject(kind, key), tally)
+            statistics.record(kind, subjects.subject(kind, key), tally)  # never written to: a merge makes new ones
         for (kind, key), reason in self.reasons.items():
             statistics.record_skip(subjects.subject(kind, key), reason, kind)
         return statistics
@@ -95,6 +97,11 @@ class SavedStatistics:
             for kind, wanted in requests.by_kind().items()
             if not {keys.key(subject) for subject in wanted} <= set(self.asked.get(kind, ()))
         ]
+
+    def histograms(self, names: Iterable[str]) -> dict[str, Histogram]:
+        """Name -> histogram of the main graph's tensors of these names, as far as they were measured."""
+        found = {name: self.tallies.get(("histograms", (0, name))) for name in names}
+        return {name: tally.histogram() for name, tally in found.items() if isinstance(tally, HistogramTally)}
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises UsageError when the place can't be written."""
@@ -133,27 +140,19 @@ class SavedStatistics:
                 f"{path}: no such file", "gather statistics with onnxopt calibrate MODEL --data ... -o FILE"
             )
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in file.files}
-            return _read(arrays)
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+                return _read({name: archive[name] for name in archive.files})
         except _Foreign as error:
             raise UsageError(f"{path}: {error}", _AGAIN) from error
-        except (OSError, ValueError, KeyError, TypeError, IndexError, zipfile.BadZipFile, zlib.error) as error:
+        except Exception as error:  # readers of archives, arrays and JSON raise a dozen classes for damaged files
             raise UsageError(f"{path}: it holds no statistics: {_one_line(error)}", _AGAIN) from error
 
     def merged(self, other: SavedStatistics) -> SavedStatistics:
         """Both together, over other feeds of the same graph."""
         asked = {kind: list(keys) for kind, keys in self.asked.items()}
         result = SavedStatistics(self.provenance, self.samples + other.samples, self.runs + other.runs, asked)
-        result.tallies = {at: _copy(tally) for at, tally in self.tallies.items()}
-        for at, tally in other.tallies.items():
-            if at in result.tallies:
-                result.tallies[at].merge(_copy(tally))
-            else:
-                result.tallies[at] = _copy(tally)
-        result.reasons = {**other.reasons, **self.reasons}
-        for at in result.reasons:
-            result.tallies.pop(at, None)
+        result.tallies, result.reasons = dict(self.tallies), dict(self.reasons)
+        merge_all(result.tallies, result.reasons, other.tallies, other.reasons)
         feeds = (self.provenance.feeds + other.provenance.feeds) % (1 << 128)
         result.provenance = replace(self.provenance, feeds=feeds)
         return result
@@ -169,8 +168,8 @@ def merge(paths: Sequence[Path]) -> SavedStatistics:
         raise UsageError("there is nothing to merge", "name two or more files of statistics")
     files = [(path, SavedStatistics.load(path)) for path in paths]
     _check_alike(files)
-    shards = {path: saved.provenance.shard for path, saved in files}
-    if any(shard is not None for shard in shards.values()):
+    shards = [(path, saved.provenance.shard) for path, saved in files]
+    if any(shard is not None for _, shard in shards):
         _check_shards(shards)
     else:
         _check_feeds(files)
@@ -202,22 +201,22 @@ def _check_alike(files: Sequence[tuple[Path, SavedStatistics]]) -> None:
             )
 
 
-def _check_shards(shards: Mapping[Path, tuple[int, int] | None]) -> None:
-    whole = next((path for path, shard in shards.items() if shard is None), None)
+def _check_shards(shards: Sequence[tuple[Path, tuple[int, int] | None]]) -> None:
+    whole = next((path for path, shard in shards if shard is None), None)
     if whole is not None:
         raise UsageError(f"{whole}: it is no part of a calibration, others are", "merge the parts alone")
-    counts = {shard[1] for shard in shards.values() if shard}
+    counts = {shard[1] for _, shard in shards if shard}
     if len(counts) > 1:
-        listed = ", ".join(f"{path} is {shard[0]}/{shard[1]}" for path, shard in shards.items() if shard)
+        listed = ", ".join(f"{path} is {shard[0]}/{shard[1]}" for path, shard in shards if shard)
         raise UsageError(f"the files are parts of different divisions: {listed}", "merge the parts of one division")
     count = counts.pop()
     seen: dict[int, Path] = {}
-    for path, shard in shards.items():
+    for path, shard in shards:
         at = _residue(shard)
         if at in seen:
             raise UsageError(f"{path}: it is the same part as {seen[at]}", "give every part once")
         seen[at] = path
-    missing = [at or count for at in range(count) if at not in seen]
+    missing = sorted(at or count for at in range(count) if at not in seen)
     if missing:
         raise UsageError(
             f"part {missing[0]}/{count} is missing{_more(len(missing) - 1)}",
@@ -257,7 +256,8 @@ class _Keys:
 
     def key(self, subject: Any) -> Key:
         if isinstance(subject, tuple):
-            return (*self.key(subject[0]), *subject[1:])
+            axis, *threshold = subject[1:]
+            return (*self.key(subject[0]), int(axis), *map(float, threshold))
         if isinstance(subject, Node):
             return self.key(subject.outputs[0])
         return self._key.get(subject, (-1, str(subject.name)))
@@ -272,10 +272,6 @@ class _Keys:
 
 def _order(key: Key) -> tuple[str, ...]:
     return tuple(map(str, key))
-
-
-def _copy(tally: Tally) -> Tally:
-    return type(tally).from_arrays({name: array.copy() for name, array in tally.arrays().items()})
 
 
 def _stacked(kind: str, tallies: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
@@ -307,6 +303,8 @@ def _read(arrays: Mapping[str, npt.NDArray[Any]]) -> SavedStatistics:
     if meta["format"] != FORMAT:
         raise _Foreign(f"it has format {meta['format']}, this version reads {FORMAT}")
     shard = meta["shard"]
+    if shard is not None and not 0 <= shard[0] <= shard[1] != 0:
+        raise ValueError(f"part {shard[0]}/{shard[1]}")
     provenance = Provenance(
         model=str(meta["model"]),
         model_digest=str(meta["model_digest"]),
@@ -316,13 +314,25 @@ def _read(arrays: Mapping[str, npt.NDArray[Any]]) -> SavedStatistics:
         feeds=int(meta["feeds"], 16),
         shard=None if shard is None else (int(shard[0]), int(shard[1])),
     )
-    asked = {str(kind): [tuple(key) for key in keys] for kind, keys in meta["asked"].items()}
+    asked = {str(kind): [_key(kind, key) for key in keys] for kind, keys in meta["asked"].items()}
     saved = SavedStatistics(provenance, int(meta["samples"]), int(meta["runs"]), asked)
     for kind, keys in meta["measured"].items():
         for key, fields in zip(keys, _unstacked(kind, len(keys), arrays), strict=True):
-            saved.tallies[kind, tuple(key)] = KINDS[kind].from_arrays(fields)
-    saved.reasons = {(kind, tuple(key)): str(reason) for kind, key, reason in meta["skipped"]}
+            if fields.keys() != set(KINDS[kind].names()):
+                raise ValueError(f"{kind} holds {', '.join(fields)}")
+            tally = KINDS[kind].from_arrays(fields)
+            tally.check()
+            saved.tallies[kind, _key(kind, key)] = tally
+    saved.reasons = {(kind, _key(kind, key)): str(reason) for kind, key, reason in meta["skipped"]}
     return saved
+
+
+def _key(kind: str, key: Sequence[Any]) -> Key:
+    """A key as it was before it became JSON. Raises KeyError or ValueError for what is none."""
+    details = _DETAILS.get(kind, 0)
+    if kind not in KINDS or len(key) != 2 + details or not isinstance(key[1], str):
+        raise ValueError(f"{key} names nothing that {kind} are of")
+    return (int(key[0]), key[1], *(int(axis) for axis in key[2:3]), *(float(threshold) for threshold in key[3:]))
 
 
 def _unstacked(kind: str, count: int, arrays: Mapping[str, npt.NDArray[Any]]) -> Iterable[dict[str, npt.NDArray[Any]]]:
@@ -331,6 +341,8 @@ def _unstacked(kind: str, count: int, arrays: Mapping[str, npt.NDArray[Any]]) ->
     for name, array in arrays.items():
         if not name.startswith(prefix) or name.endswith(".shapes"):
             continue
+        if array.ndim != 1:
+            raise ValueError(f"{name} has {array.ndim} axes")
         start = 0
         for fields, shape in zip(found, arrays[f"{name}.shapes"].tolist(), strict=True):
             size = math.prod(shape)

@@ -16,9 +16,15 @@ import numpy.typing as npt
 from onnxopt.numerics.compensated import CompensatedSum
 from onnxopt.numerics.histogram import BINS, MIN_EXPONENT, Histogram
 
+MAX_EXPONENT = 128  # above every finite float32
+
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
 T = TypeVar("T", bound="Tally")
+
+
+# Fields that count.
+_WHOLE = frozenset({"count", "counts", "runs", "exponent", "positions", "fired", "rows"})
 
 
 def _no_sum() -> CompensatedSum:
@@ -26,9 +32,18 @@ def _no_sum() -> CompensatedSum:
 
 
 class Tally:
-    """Base of the tallies: fields are arrays, numbers or sums, combined as `combine` says, or added up."""
+    """Base of the tallies: fields are arrays, numbers or sums, combined as `combine` says, or added up.
+
+    axes: field -> a letter for each of its axes; letters that are alike stand for sizes that are. Others are numbers.
+    """
 
     combine: ClassVar[Mapping[str, Any]] = {}
+    axes: ClassVar[Mapping[str, str]] = {}
+
+    @property
+    def channels(self) -> int:
+        """How many channels it counts for; 1 where it is of a whole tensor. Only tallies of as many merge."""
+        return 1
 
     def merge(self: T, other: T) -> None:
         """Take in what another run counted of the same tensor."""
@@ -38,6 +53,33 @@ class Tally:
                 mine.merge(theirs)
             else:
                 setattr(self, item.name, self.combine.get(item.name, np.add)(mine, theirs))
+
+    def copy(self: T) -> T:
+        """The same figures in arrays of their own."""
+        return type(self).from_arrays({name: array.copy() for name, array in self.arrays().items()})
+
+    def check(self) -> None:
+        """Raise ValueError where a field has not the type, size or range that counting gives it."""
+        sizes = {"b": BINS}
+        for name, array in self.arrays().items():
+            field_name = name.removesuffix("_low")
+            letters = self.axes.get(field_name, "")
+            whole = field_name in _WHOLE
+            if array.dtype != (np.int64 if whole else np.float64):
+                raise ValueError(f"{name} is of type {array.dtype}")
+            dims = zip(letters, array.shape, strict=True) if array.ndim == len(letters) else [("b", -1)]
+            if any(sizes.setdefault(letter, dim) != dim for letter, dim in dims):
+                raise ValueError(f"{name} has shape {array.shape}")
+            if not np.isfinite(array).all() or (whole and field_name != "exponent" and (array < 0).any()):
+                raise ValueError(f"{name} holds values that are no counts and no figures")
+
+    @classmethod
+    def names(cls) -> list[str]:
+        """What `arrays` gives."""
+        found = []
+        for item in dataclasses.fields(cls):  # type: ignore[arg-type]
+            found += [item.name, f"{item.name}_low"] if item.type == "CompensatedSum" else [item.name]
+        return found
 
     def arrays(self) -> dict[str, Array]:
         """Field -> array; a sum becomes two, NAME and NAME_low."""
@@ -94,8 +136,15 @@ class MomentsTally(Tally):
 class HistogramTally(Tally):
     """counts: int64 [BINS] over [-2**exponent, 2**exponent)."""
 
+    axes: ClassVar[Mapping[str, str]] = {"counts": "b"}
     exponent: Any = MIN_EXPONENT
     counts: Array = field(default_factory=lambda: np.zeros(BINS, np.int64))
+
+    def check(self) -> None:
+        """Raise ValueError for what no histogram has."""
+        super().check()
+        if not MIN_EXPONENT <= self.exponent <= MAX_EXPONENT:
+            raise ValueError(f"exponent is {self.exponent}")
 
     def histogram(self) -> Histogram:
         """The counts with their bins."""
@@ -112,8 +161,14 @@ class ChannelRangeTally(Tally):
     """Extremes of each channel, float64 [C]."""
 
     combine: ClassVar[Mapping[str, Any]] = {"minimum": np.minimum, "maximum": np.maximum}
+    axes: ClassVar[Mapping[str, str]] = {"minimum": "c", "maximum": "c"}
     minimum: Array
     maximum: Array
+
+    @property
+    def channels(self) -> int:
+        """Length of the channel axis."""
+        return len(self.minimum)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelRangeTally:
@@ -125,8 +180,14 @@ class ChannelRangeTally(Tally):
 class ChannelMeanTally(Tally):
     """Sum over the positions of each channel [C], and how many positions a channel has."""
 
+    axes: ClassVar[Mapping[str, str]] = {"total": "c"}
     total: CompensatedSum
     positions: Any = 0
+
+    @property
+    def channels(self) -> int:
+        """Length of the channel axis."""
+        return len(self.total.high)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelMeanTally:
@@ -138,9 +199,15 @@ class ChannelMeanTally(Tally):
 class ChannelMomentsTally(Tally):
     """Sums of x and x * x over the positions of each channel [C]."""
 
+    axes: ClassVar[Mapping[str, str]] = {"total": "c", "squares": "c"}
     total: CompensatedSum
     squares: CompensatedSum
     positions: Any = 0
+
+    @property
+    def channels(self) -> int:
+        """Length of the channel axis."""
+        return len(self.total.high)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelMomentsTally:
@@ -152,8 +219,14 @@ class ChannelMomentsTally(Tally):
 class FiringTally(Tally):
     """At how many of the positions each channel [C] was above the threshold."""
 
+    axes: ClassVar[Mapping[str, str]] = {"fired": "c"}
     fired: Array
     positions: Any = 0
+
+    @property
+    def channels(self) -> int:
+        """Length of the channel axis."""
+        return len(self.fired)
 
     @classmethod
     def empty(cls, channels: int) -> FiringTally:
@@ -165,9 +238,15 @@ class FiringTally(Tally):
 class GramTally(Tally):
     """matrix: sum of x x^T [groups, K, K]; total: sum of x [groups, K]; rows: how many x a group has seen."""
 
+    axes: ClassVar[Mapping[str, str]] = {"matrix": "gkk", "total": "gk"}
     matrix: CompensatedSum
     total: CompensatedSum
     rows: Any = 0
+
+    @property
+    def channels(self) -> int:
+        """K: how many inputs one output multiplies."""
+        return int(self.total.high.shape[1])
 
     @classmethod
     def empty(cls, groups: int, inputs: int) -> GramTally:
@@ -193,3 +272,27 @@ KINDS: dict[str, type[Tally]] = {
     "firings": FiringTally,
     "grams": GramTally,
 }
+
+
+def merge_all(
+    tallies: dict[Any, Tally], reasons: dict[Any, str], others: Mapping[Any, Tally], other_reasons: Mapping[Any, str]
+) -> None:
+    """Take in what another run counted of the same subjects, and what it skipped: what either skipped is skipped."""
+    for at, tally in others.items():
+        mine = tallies.get(at)
+        if mine is None:
+            tallies[at] = tally.copy()
+        elif mine.channels != tally.channels:
+            reasons.setdefault(at, unlike(mine.channels, tally.channels))
+        else:
+            tallies[at] = mine.copy()
+            tallies[at].merge(tally)
+    for at, reason in other_reasons.items():
+        reasons.setdefault(at, reason)
+    for at in reasons:
+        tallies.pop(at, None)
+
+
+def unlike(one: int, other: int) -> str:
+    """Why something was skipped that has not the same number of channels everywhere."""
+    return f"has {min(one, other)} channels in one sample and {max(one, other)} in another"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,11 @@ import click
 
 from onnxopt import api
 from onnxopt.calibration.sampling import ELEMENTS
+from onnxopt.calibration.tallies import KINDS
 from onnxopt.cli.terminal import spinner
 from onnxopt.errors import UsageError
 
+_WIDTH = 80
 _SHOWN = 8  # reasons for skipping, each with its first tensor
 
 
@@ -50,11 +53,11 @@ def calibrate_file(
     return 0
 
 
-def merge_files(files: Sequence[str], output: str, *, quiet: bool, force: bool) -> int:
+def merge_files(files: Sequence[str], output: str, *, verbose: int, quiet: bool, force: bool) -> int:
     """Put files of statistics together."""
     merged = api.merge(files, output=output, force=force)
     if not quiet:
-        click.echo("\n".join(_lines(merged, f"from {len(files)} files", 0)))
+        click.echo("\n".join(_lines(merged, f"from {len(files)} file{'s' if len(files) > 1 else ''}", verbose)))
         click.echo(f"written   {output}")
     return 0
 
@@ -68,10 +71,10 @@ def _lines(saved: api.SavedStatistics, what: str, verbose: int) -> list[str]:
     """What was measured, in 80 columns."""
     source = saved.provenance
     part = "" if source.shard is None else f", part {source.shard[0]}/{source.shard[1]}"
-    counts = {kind: sum(other == kind for other, _ in saved.tallies) for kind in saved.asked}
+    counts = {kind: sum(other == kind for other, _ in saved.tallies) for kind in KINDS if kind in saved.asked}
     lines = [
         f"model     {source.model}, {source.graph}",
-        f"measured  {what}: " + ", ".join(f"{count} {_words(kind)}" for kind, count in counts.items()),
+        f"measured  {what}: " + ", ".join(f"{count} {_words(kind, count)}" for kind, count in counts.items()),
         f"samples   {saved.samples}{part}",
     ]
     reasons: dict[str, list[str]] = {}
@@ -84,11 +87,12 @@ def _lines(saved: api.SavedStatistics, what: str, verbose: int) -> list[str]:
         lines.append(f"skipped   {distinct[0]}{more}: {reason}")
     if len(reasons) > len(shown):
         lines.append(f"skipped   {len(reasons) - len(shown)} more reasons; -v shows them")
-    return lines
+    return [textwrap.fill(line, _WIDTH, subsequent_indent=" " * 10, break_on_hyphens=False) for line in lines]
 
 
-def _words(kind: str) -> str:
-    return kind.replace("_", " ")
+def _words(kind: str, count: int) -> str:
+    words = kind.replace("_", " ")
+    return words.removesuffix("s") if count == 1 else words
 
 
 def _elements(text: str | None) -> int | None:
@@ -97,9 +101,12 @@ def _elements(text: str | None) -> int | None:
     if text == "all":
         return None
     try:
-        return int(text)
+        count = int(text)
     except ValueError:
         raise UsageError(f"--elements: {text!r} is no number", "give a number, or all") from None
+    if count < 1:
+        raise UsageError(f"--elements: {count} is too few", "give 1 or more, or all")
+    return count
 
 
 def _shard(text: str | None) -> tuple[int, int] | None:

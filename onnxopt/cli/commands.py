@@ -165,7 +165,7 @@ def merge(files: tuple[str, ...], output: str, verbose: int, quiet: bool, force:
     """Put together what onnxopt calibrate wrote: all parts of one calibration, or several over different feeds."""
     from onnxopt.cli.calibrate import merge_files
 
-    return merge_files(files, output, quiet=quiet, force=force)
+    return merge_files(files, output, verbose=verbose, quiet=quiet, force=force)
 
 
 @root.command(short_help="List the passes, or show one with its options.")

@@ -89,7 +89,11 @@ data_options = combined(
     ),
     _images_option,
     option(
-        "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds of each part."
+        "--samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        section=DATA,
+        help="Use at most N feeds of each part, drawn by --seed.",
     ),
     option(
         "--metric",

@@ -5,7 +5,7 @@ from onnxopt.feeds.images import Images
 from onnxopt.feeds.open import Data, open_feeds
 from onnxopt.feeds.sample import Feeds, Sample
 from onnxopt.feeds.split import Split, split_feeds
-from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
+from onnxopt.feeds.synthetic import redrawn_feeds, runnable_feeds, synthetic_feeds
 
 __all__ = [
     "Batch",
@@ -17,6 +17,7 @@ __all__ = [
     "batch_trouble",
     "batched",
     "open_feeds",
+    "redrawn_feeds",
     "runnable_feeds",
     "split_feeds",
     "synthetic_feeds",

@@ -40,7 +40,7 @@ def load_function(path: Path, name: str, kind: type[OnnxoptError] = FeedError) -
     sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise kind(f"{path}: it fails when loaded: {describe(error)}", "correct the file") from error
     finally:
         sys.path.remove(folder)
@@ -75,7 +75,7 @@ class Items:
         source = self.name(index)
         try:
             item = self._items[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FeedError(f"{source}: reading it failed: {describe(error)}", "correct the source of feeds") from error
         return Record(_mapping(item, source), source)
 
@@ -108,7 +108,7 @@ def call_function(path: Path, name: str) -> Any:
     function = load_function(path, name)
     try:
         return function()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise FeedError(f"{path}:{name}: it failed: {describe(error)}", "correct the function") from error
 
 
@@ -145,7 +145,7 @@ def _guarded(items: Iterator[Any], name: str) -> Iterator[Any]:
             item = next(items)
         except StopIteration:
             return
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise FeedError(f"{name}[{index}]: it failed: {describe(error)}", "correct the function") from error
         yield item
 

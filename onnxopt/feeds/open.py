@@ -13,6 +13,7 @@ from onnxopt.feeds import arrays, hugging_face, images, parquet, polygraphy, tes
 from onnxopt.feeds.function import call_function, from_items, split_reference
 from onnxopt.feeds.images import Images
 from onnxopt.feeds.parted import part_by_part, to_judge
+from onnxopt.feeds.places import SUFFIXES
 from onnxopt.feeds.sample import Chain, Feeds, Labelled, Source
 from onnxopt.feeds.split import Split, split_feeds
 from onnxopt.feeds.synthetic import runnable_feeds, synthetic_feeds
@@ -95,7 +96,8 @@ class _Opener:
         source = sources[0] if len(sources) == 1 else Chain(sources)
         if len(source) == 0:
             shown = (str(item) if isinstance(item, (str, Path)) else type(item).__name__ for item in data)
-            raise FeedError(f"{', '.join(shown)}: no feed", _FORMS)
+            files = any(isinstance(item, (str, Path)) and split_reference(str(item)) is None for item in data)
+            raise FeedError(f"{', '.join(shown)}: no feed", _FORMS if files else "give at least one dict of arrays")
         return self.feeds(source, labels)
 
     def feeds(self, source: Source, labels: Path | str | None = None) -> Feeds:
@@ -113,6 +115,8 @@ class _Opener:
         reference = split_reference(str(item))
         if reference is not None:
             return self._memory(call_function(*reference), str(item))
+        if str(item) == "":
+            raise FeedError("an empty path names no feeds", "check the variable that should hold it")
         path = Path(item)
         if path.is_dir():
             return self._folder(path)
@@ -142,7 +146,11 @@ class _Opener:
         if hugging_face.is_saved(path):
             dataset = hugging_face.load_saved(path)
             return hugging_face.DatasetRows(dataset, str(path), self.ports, self._preprocessing)
-        files = [file for file in path.iterdir() if file.is_file() and not file.name.startswith(".")]
+        names = [file for file in path.iterdir() if not file.name.startswith(".")]
+        files = [file for file in names if file.is_file()]
+        lost = next((file for file in sorted(names) if file.suffix.lower() in SUFFIXES and not file.exists()), None)
+        if lost is not None:
+            raise FeedError(f"{lost}: the link leads nowhere", "repair or remove it")
         numpy_files = [file for file in files if file.suffix in arrays.SUFFIXES]
         pictures = [file for file in files if file.suffix.lower() in images.SUFFIXES]
         tables = [file for file in files if file.suffix.lower() == parquet.SUFFIX]

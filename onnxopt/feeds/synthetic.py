@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds.sample import Feeds, Record
 from onnxopt.runtime.ports import Array, Port, Shape, is_extension, is_float
+
+# (generator, how many) -> so many values
+Draw: TypeAlias = Callable[[np.random.Generator, int], Array]
 
 DEFAULT_COUNT = 16
 DEFAULT_SIZE = 16
@@ -55,6 +58,40 @@ class Synthetic:
         rng = np.random.default_rng([self._seed, index])
         values = {port.name: _value(port, self._shapes[port.name], rng, self._high) for port in self._ports}
         return Record(values, self.name(index))
+
+
+class Redrawn:
+    """Made-up feeds whose float inputs are drawn value by value from measured distributions.
+
+    draws: input name -> (generator, count) -> float64 values; other inputs stay as they are.
+    """
+
+    def __init__(self, feeds: Feeds, draws: Mapping[str, Draw], seed: int) -> None:
+        self._feeds = feeds
+        self._draws = draws
+        self._seed = seed
+
+    def __len__(self) -> int:
+        return len(self._feeds)
+
+    def name(self, index: int) -> str:
+        """synthetic[index]."""
+        return f"synthetic[{index}]"
+
+    def read(self, index: int) -> Record:
+        """The feed at `index`; the same for the same seed."""
+        values = dict(self._feeds[index].inputs)
+        rng = np.random.default_rng([self._seed, index, len(values)])
+        for name, draw in self._draws.items():
+            old = values.get(name)
+            if isinstance(old, np.ndarray) and is_float(old.dtype):
+                values[name] = draw(rng, old.size).reshape(old.shape).astype(old.dtype)
+        return Record(values, self.name(index))
+
+
+def redrawn_feeds(feeds: Feeds, draws: Mapping[str, Draw], *, seed: int = 0) -> Feeds:
+    """The same made-up feeds with inputs drawn from what was measured of them (see Redrawn)."""
+    return Feeds(Redrawn(feeds, draws, seed), feeds.ports)
 
 
 def synthetic_feeds(

@@ -18,7 +18,6 @@ _SELECTING = frozenset(
         "Gather",
         "GlobalMaxPool",
         "Identity",
-        "MaxPool",
         "Reshape",
         "Slice",
         "SpaceToDepth",
@@ -55,7 +54,9 @@ def _bounds(node: Node, inputs: list[Bounds]) -> Bounds:
     if node.op == "Relu":
         return max(low, 0.0), max(high, 0.0)
     if node.op == "Abs":
-        return 0.0, np.inf
+        return (0.0, np.inf) if not _is_integer(node.outputs[0]) else _OPEN  # the lowest integer has no magnitude
+    if node.op == "MaxPool":
+        return (low, high) if _sees_input(node) else _OPEN
     if node.op == "Clip":
         return _clip(node, low, high)
     if node.op in _SELECTING:
@@ -75,10 +76,23 @@ def _clip(node: Node, low: float, high: float) -> Bounds:
 def _clip_bound(node: Node, position: int, name: str, absent: float) -> float | None:
     """The bound as an attribute (before opset 11) or a constant input; None where it is computed."""
     if name in node.attrs:
-        return float(np.float32(node.attrs[name]))
+        dtype = node.outputs[0].dtype
+        half = dtype is not None and np.dtype(dtype) == np.float16
+        return float(np.float16(node.attrs[name]) if half else np.float32(node.attrs[name]))
     if position >= len(node.inputs) or node.inputs[position].is_empty():
         return absent
     bound = node.inputs[position]
     if not isinstance(bound, Constant) or bound.data.size != 1:
         return None
     return float(bound.values.reshape(-1)[0])
+
+
+def _sees_input(node: Node) -> bool:
+    """Whether no window of a MaxPool lies in the padding alone, where the maximum is that of nothing."""
+    padded = any(node.attrs.get("pads", ())) or str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME")
+    spread = any(step != 1 for step in node.attrs.get("dilations", ()))
+    return not (padded and spread)
+
+
+def _is_integer(tensor: Variable) -> bool:
+    return tensor.dtype is not None and np.dtype(tensor.dtype).kind in "iu"

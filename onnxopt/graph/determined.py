@@ -11,7 +11,7 @@ _VALUES: dict[str, tuple[int, ...]] = {
     "CenterCropPad": (1,),
     "Col2Im": (1, 2),
     "ConstantOfShape": (0,),
-    "DFT": (1,),
+    "DFT": (1, 2),
     "Expand": (1,),
     "HammingWindow": (0,),
     "HannWindow": (0,),
@@ -32,7 +32,7 @@ _VALUES: dict[str, tuple[int, ...]] = {
     "Upsample": (1,),
 }
 # The values of their data decide how much comes out.
-_COUNTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "StringSplit", "Unique"})
+_COUNTING = frozenset({"Compress", "NonMaxSuppression", "NonZero", "StringNormalizer", "StringSplit", "Unique"})
 
 
 def shape_determined(graph: Graph) -> set[Variable]:

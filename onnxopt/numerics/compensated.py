@@ -15,7 +15,7 @@ class CompensatedSum:
     Knuth, The Art of Computer Programming, vol. 2, 4.2.2, theorem B). n terms in any order, or in parts that are
     merged, give the sum to about 2**-53 of itself + n**2 * 2**-106 of the sum of magnitudes.
 
-    high, low: float64 arrays of the summed shape. Infinities and NaN make the sum NaN or infinite, as plain sums would.
+    high, low: float64 arrays of the summed shape. Terms are finite.
     """
 
     def __init__(self, high: FloatArray, low: FloatArray | None = None) -> None:

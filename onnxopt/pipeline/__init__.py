@@ -1,6 +1,6 @@
 """From a pass list to a verdict: parse, prepare, run, prove or roll back, compare, judge, write."""
 
-from onnxopt.pipeline.calibrate import Calibration, CalibrationRun
+from onnxopt.pipeline.calibrate import CalibrationRun
 from onnxopt.pipeline.check import check
 from onnxopt.pipeline.facts import sidecars
 from onnxopt.pipeline.failure import reported
@@ -11,7 +11,7 @@ from onnxopt.pipeline.meeting import meet
 from onnxopt.pipeline.optimize import Run
 from onnxopt.pipeline.output import check_output, failed_path
 from onnxopt.pipeline.result import Result, VerdictError
-from onnxopt.pipeline.saved import SavedFiles, StatisticsLike
+from onnxopt.pipeline.saved import Calibration, SavedFiles, StatisticsLike
 from onnxopt.pipeline.settings import Progress, Settings, silent
 
 __all__ = [

@@ -15,18 +15,9 @@ from onnxopt.model import Model
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.passes import Runner
 from onnxopt.pipeline.prepare import with_prepared
-from onnxopt.pipeline.saved import SavedFiles
+from onnxopt.pipeline.saved import Calibration, SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.target import Target
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """What was gathered. gathered_for: the pass that asked. seconds: of the run over the feeds alone."""
-
-    saved: SavedStatistics
-    gathered_for: str
-    seconds: float
 
 
 @dataclass
@@ -88,9 +79,11 @@ class CalibrationRun:
         """Run passes until one asks for what is not given: that step, what it asks for, the passes before it."""
         runner = Runner(work, self.model, self.split, self.settings, self.target, None, self.progress, saved=self.saved)
         before: list[str] = []
-        asked = False
+        asked, idle = False, ""
         for step in with_prepared(self.steps):
             requests = step.pass_.needs(work)
+            if requests is not None and not requests:
+                idle = step.source
             if requests:
                 asked = True
                 if not self.saved.covers(work, requests):
@@ -100,7 +93,12 @@ class CalibrationRun:
         listed = ", ".join(step.source for step in self.steps)
         if asked:
             raise UsageError(
-                f"the files hold all that {listed} ask for", "add a pass to --passes, or leave out --stats"
+                f"the files hold all statistics that are asked for: {listed}",
+                "use them with onnxopt MODEL --stats, or leave out --stats to gather anew",
+            )
+        if idle:
+            raise UsageError(
+                f"pass {idle!r} needs no statistics of this model", "run it without: onnxopt MODEL --passes LIST"
             )
         raise UsageError(f"none of the passes asks for statistics: {listed}", "list one that does: --passes int8")
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from onnxopt.errors import FeedError
 from onnxopt.feeds import Data, Feeds, Images, Split, open_feeds
 from onnxopt.feeds.parted import to_fit
 from onnxopt.model import Model
@@ -20,7 +21,7 @@ RunOnce: TypeAlias = Callable[[Mapping[str, Any]], object]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Where inputs come from. samples: at most so many of each part."""
+    """Where inputs come from. samples: at most so many of each part, drawn by the seed."""
 
     feeds: FeedsLike = None
     evaluate: FeedsLike = None
@@ -78,7 +79,7 @@ class Inputs:
     def _limited(self, split: Split) -> Split:
         if self.samples is None:
             return split
-        parts = [part.take(self.samples) for part in (split.fit, split.select, split.evaluate)]
+        parts = [part.draw(self.samples, self.seed) for part in (split.fit, split.select, split.evaluate)]
         return replace(split, fit=parts[0], select=parts[1], evaluate=parts[2])
 
 
@@ -91,6 +92,10 @@ def _sources(feeds: FeedsLike) -> list[Data]:
     if isinstance(feeds, (str, Path, Feeds)) or not isinstance(feeds, Sequence):
         return [feeds]
     items = cast(Sequence[Any], feeds)
-    if items and all(isinstance(item, Mapping) for item in items):
+    if not items:
+        raise FeedError(
+            "no feed: the list of feeds is empty", "give at least one; None takes what lies beside the model"
+        )
+    if all(isinstance(item, Mapping) for item in items):
         return [items]
     return list(items)

@@ -81,7 +81,7 @@ class Run:
 
     def _work(self, original: ModelFacts, records: list[PassRecord]) -> Result:
         """Everything but the report; `records` takes in what the passes did, whatever comes of it."""
-        if self.settings.require_data and self.split.synthetic:
+        if self.settings.require_data and self._made_up:
             raise NothingCompared("there are no real inputs to compare on", "give them with --data")
         model = self.reference.clone().model
         stages = self._stages()
@@ -90,6 +90,11 @@ class Run:
         runner.run(with_prepared(self.steps))
         findings = self._conclude(model, original, records, stages)
         return self._finish(model, original, records, stages, findings)
+
+    @property
+    def _made_up(self) -> bool:
+        """Whether what calibrates or what judges is no data."""
+        return self.split.evaluate_synthetic or (self.split.synthetic and not self.saved)
 
     def _stages(self) -> Stages | None:
         if not self.settings.verify:
@@ -182,7 +187,7 @@ class Run:
             return Verdict.UNCHANGED, reason
         if not self.settings.verify:
             return Verdict.NOT_VERIFIED, "nothing was compared (--no-verify)"
-        if self.split.synthetic:
+        if self._made_up:
             return Verdict.SYNTHETIC, "real ones (--data) say more"
         return Verdict.PASSED, ""
 
@@ -190,6 +195,7 @@ class Run:
         told = list(stages.warnings) if stages is not None else ["nothing was compared: the result is unproven"]
         if _one_feed(self.split):
             told.append("one feed calibrates, chooses and judges: the figures hold for that feed alone")
+        told += [f"no pass asked for {name}" for name in self.saved.idle]
         told += [f"left out: {record.error.cause}" for record in records if record.error is not None]
         return tuple(told + findings.warnings)
 

@@ -19,7 +19,7 @@ from onnxopt.model import Model, Snapshot
 from onnxopt.passbase import Context, PassResult
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.prepare import check_order, quantized_nodes, still_wanted
-from onnxopt.pipeline.saved import SavedFiles
+from onnxopt.pipeline.saved import SavedFiles, StatisticsError
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
 from onnxopt.report import ComparisonFigures, ErrorFacts, PassRecord, Status
@@ -68,8 +68,8 @@ class Runner:
                 start = self._start()
             try:
                 self._run_one(step, quantized_before)
-            except OnnxoptError:
-                if self.settings.on_error != "skip":
+            except OnnxoptError as error:
+                if self.settings.on_error != "skip" or isinstance(error, StatisticsError):
                     raise
             if step.inserted_for is not None:
                 continue

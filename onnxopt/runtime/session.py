@@ -32,6 +32,7 @@ class Session:
     optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL without prepacked weights: a kernel given a computed weight sums in
     another order than one that packed a constant, so only then are equal values equal bits. threads: for the
     operators. optimized_path: where onnxruntime writes the model as it optimised it; needs `optimize`.
+    one_block: let the runtime plan all tensors of a run into one block of memory; without, each is freed after its use.
     Raises UsageError for a missing file and ModelError when onnxruntime refuses the model: its message in one line,
     with the node if it names one.
     """
@@ -43,6 +44,7 @@ class Session:
         optimize: bool = True,
         threads: int = 1,
         optimized_path: Path | None = None,
+        one_block: bool = True,
         name: str | None = None,
     ) -> None:
         if threads < 1:
@@ -50,6 +52,7 @@ class Session:
         self.threads = threads
         self.name = name or _name(model)
         options = _options(optimize, threads, optimized_path)
+        options.enable_mem_pattern = one_block
         source, self._kept = _source(model, options)
         try:
             self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])

@@ -239,6 +239,20 @@ def test_paths_that_hold_no_feeds_are_named(tmp_path: Path) -> None:
         open_feeds([tmp_path / "calibration"], [X])
 
 
+def test_a_feed_whose_link_leads_nowhere_is_not_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=row(0))
+    (tmp_path / "b.npz").symlink_to("gone.npz")
+    with pytest.raises(FeedError, match=r"b\.npz: the link leads nowhere"):
+        open_feeds([tmp_path], [X])
+
+
+def test_a_function_without_feeds_is_told_what_to_give(tmp_path: Path) -> None:
+    (tmp_path / "f.py").write_text("def feeds():\n    return []\n")
+    with pytest.raises(FeedError, match=r"f\.py:feeds: no feed") as caught:
+        open_feeds([f"{tmp_path / 'f.py'}:feeds"], [X])
+    assert caught.value.remedy == "give at least one dict of arrays"
+
+
 def test_without_data_feeds_beside_the_model_serve(tmp_path: Path) -> None:
     model = tmp_path / "net.onnx"
     sets = tmp_path / "test_data_set_0"
