@@ -29,6 +29,7 @@ from onnxopt.errors import FeedError, PassError
 from onnxopt.feeds import Sample
 from onnxopt.feeds.batches import Batch, batched
 from onnxopt.graph.shapes import Fact, known
+from onnxopt.graph.spreading import shows_in
 from onnxopt.model import Model
 from onnxopt.model.collection import collection_paused
 from onnxopt.runtime import Port
@@ -137,6 +138,8 @@ class _Collector:
             tensor.watched = True
         if fresh:  # whose overflowing sums new sessions tell from infinities
             self._lean, self._full, self._usual = None, {}, None
+        if any(tensor.broken for tensor in run.suspects):
+            self._lean = None  # others may have been watched through what is not measured any more
         run.suspects = {tensor for tensor in run.suspects if tensor.broken}
 
     def _run(self, inputs: Mapping[str, Any], signature: Signature, items: int) -> Run:
@@ -256,7 +259,7 @@ class _Collector:
             (tensor, tensor.essential(shapes[tensor], grids.get(tensor), self._reached(tensor), opset))
             for tensor in self.plan.tensors
         ]
-        self._lean = self._group(wanted, shapes, signature, memory, blocked=True)
+        self._lean = self._group(_without_watchers(wanted), shapes, signature, memory, blocked=True)
         self._lean_key = self.plan.key(shapes, items)
 
     def _full_for(self, shapes: Mapping[Tensor, Shape], signature: Signature) -> Group:
@@ -301,6 +304,25 @@ class _Collector:
         self._left_out = frozenset((tensor, bool(side)) for tensor, side in reached)
         self._full, self._usual = {}, None  # made again where shapes ask for it
         self._build_lean(run.shapes, run.batch, signature, self.memory)
+
+
+def _without_watchers(wanted: Sequence[tuple[Tensor, Wanted]]) -> list[tuple[Tensor, Wanted]]:
+    """What is wanted, but for tensors that are only watched for NaN which shows in another tensor that is measured.
+
+    Nothing is computed differently for that: they stand behind a Clip or Relu of a convolution, and fuse with nothing.
+    """
+    only = Wanted(total=True)
+    goals = {tensor.variable for tensor, what in wanted if what and what != only and _spreads(what)}
+    return [
+        (tensor, what)
+        for tensor, what in wanted
+        if what != only or not tensor.blocked or not shows_in(tensor.variable, goals)
+    ]
+
+
+def _spreads(what: Wanted) -> bool:
+    """Whether NaN in any element shows in these figures; extremes and grids may miss it."""
+    return what.total or what.whole or what.moments or bool(what.means)
 
 
 def _ports(model: Model) -> list[Port]:

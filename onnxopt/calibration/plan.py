@@ -278,7 +278,7 @@ class Plan:
     def reached(self, tensor: Tensor) -> tuple[bool, bool]:
         """Whether the minimum and the maximum can't change any more."""
         found = self._statistics.range(tensor.variable)
-        if found is None or not tensor.determined:
+        if found is None:
             return False, False
         return found.minimum == tensor.bounds[0], found.maximum == tensor.bounds[1]
 

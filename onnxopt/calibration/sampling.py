@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-ELEMENTS = 8192
+ELEMENTS = 4096
 
 
 @dataclass(frozen=True)

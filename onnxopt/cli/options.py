@@ -196,7 +196,7 @@ calibrate_options = combined(
         default=None,
         metavar="N|all",
         section=DATA,
-        help="Elements of each tensor that histograms look at, for each feed. [8192]",
+        help="Elements of each tensor that histograms look at, for each feed. [4096]",
     ),
     option("--shard", metavar="I/N", section=DATA, help="Only part I of N of the feeds; see: onnxopt merge"),
     _stats_option,

@@ -266,8 +266,10 @@ def test_means_survive_squares_that_overflow() -> None:
 
 
 @pytest.mark.parametrize("kind", ["means", "moments", "histograms", "firings"])
-def test_nan_is_still_found_where_sums_overflow(kind: str) -> None:
-    the_model = model("g (float[n, 2, 64] x, float d) => (float[n, 2, 64] y) { a = Div(x, d)  y = Relu(x) }")
+@pytest.mark.parametrize(("numerator", "what"), [(3e38, "infinities"), (0.0, "NaN")])
+def test_what_is_not_finite_is_still_found_where_sums_overflow(kind: str, numerator: float, what: str) -> None:
+    """In one element, beside the grid of the histogram."""
+    the_model = model("g (float[n, 2, 64] x, float[n, 2, 64] d) => (float[n, 2, 64] y) { a = Div(x, d)  y = Relu(x) }")
     a = tensor(the_model, "a")
     requests = {
         "means": Requests(channel_means=((a, 1),), histograms=(a,)),
@@ -276,16 +278,12 @@ def test_nan_is_still_found_where_sums_overflow(kind: str) -> None:
         "firings": Requests(firings=((a, 1, 0.5),)),
     }[kind]
     huge, usual = np.full((1, 2, 64), 3e38), np.ones((1, 2, 64))
-    broken = usual.copy()
-    broken[0, 1, 7] = 3e38
-    for second in (INF, NAN):
-        samples = feeds(usual, huge, usual, huge, usual, d=np.array(1, np.float32))
-        samples.append(Sample({"x": broken.astype(np.float32), "d": np.array(1e-5, np.float32)}, None, "the last"))
-        if np.isnan(second):
-            zeros = {"x": np.zeros((1, 2, 64), np.float32), "d": np.array(0, np.float32)}
-            samples[-1] = Sample(zeros, None, "the last")
-        found = collect(the_model, requests, samples, elements=20)
-        what = "NaN" if np.isnan(second) else "infinities"
+    samples = feeds(usual, huge, usual, huge, usual, d=np.ones((1, 2, 64), np.float32))
+    x, d = usual.copy(), usual.copy()
+    x[0, 0, 7], d[0, 0, 7] = numerator, 0
+    samples.append(Sample({"x": x.astype(np.float32), "d": d.astype(np.float32)}, None, "the last"))
+    for order in (samples, samples[::-1]):
+        found = collect(the_model, requests, order, elements=20)
         reasons = {reason for _, _, reason in found.reasons()}
         assert f"holds {what} (the last)" in reasons
         assert list(found.tallies()) == []
@@ -337,3 +335,16 @@ def test_skips_of_parts_are_those_of_the_whole() -> None:
     assert parts[0].range(a) is None
     assert [subject for _, subject, _ in parts[0].tallies() if subject is a] == []
     check(parts[0], everything((y,)), Exposed(the_model, (y,), samples))
+
+
+def test_branches_that_are_not_taken_hold_nothing_wrong(made: Made) -> None:
+    text = """g (float[n] x, bool c) => (float[n] y) { y = If (c) <
+      then_branch = t () => (float[n] o) { a = Neg(x)  o = Exp(a) },
+      else_branch = e () => (float[n] o) { b = Abs(x)  o = Neg(b) }> }"""
+    the_model = model(text)
+    a, b = tensors(the_model, "a b")
+    found = collect(the_model, Requests((a, b)), feeds(*[[1, 2]] * 5, c=np.array(True)))
+    assert found.skipped == []
+    assert found.range(a) is not None
+    assert found.range(b) is None
+    assert (len(made.asked), made.runs) == (1, 5)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onnxopt.calibration import Requests, Statistics, collect
+from onnxopt.calibration.sampling import ELEMENTS
 from onnxopt.feeds import Sample
 from onnxopt.model import Model, Variable, load
 from tests.calibration.truth import Exposed, check, everything, tensor, tensors
@@ -41,7 +42,7 @@ def holds(the_model: Model, names: str, axes: Sequence[int], samples: list[Sampl
     wanted = tensors(the_model, names)
     requests = everything(wanted, axes)
     found = collect(the_model, requests, samples, **options)
-    check(found, requests, Exposed(the_model, wanted, samples), elements=options.get("elements", 8192))
+    check(found, requests, Exposed(the_model, wanted, samples), elements=options.get("elements", ELEMENTS))
     assert found.skipped == []
     return found
 
@@ -141,7 +142,7 @@ LARGE = [(1, 16, 70, 61), (3, 16, 61, 70), (2, 9000), (4, 700, 33), (20000,), (1
 
 @pytest.mark.parametrize("shape", LARGE)
 def test_large_tensors_by_default(shape: tuple[int, ...]) -> None:
-    """The figures of a tensor of thousands of elements, of which histograms look at about 8192 an item."""
+    """The figures of a tensor of thousands of elements, of which histograms look at some an item."""
     found = holds(chain(len(shape)), "a", (-1,), random_feeds(shape, shape))
     histogram = found.histogram(tensor(chain(len(shape)), "a"))
     assert histogram is None  # a tensor of another model
@@ -249,7 +250,7 @@ def test_axes_that_come_and_go() -> None:
         samples = random_feeds(*shapes)
         for options in WAYS:
             found = collect(the_model, requests, samples, **options)
-            check(found, requests, Exposed(the_model, (a,), samples), elements=options.get("elements", 8192))
+            check(found, requests, Exposed(the_model, (a,), samples), elements=options.get("elements", ELEMENTS))
 
 
 EMPTY = [((1, 3, 4, 4), (0, 3, 4, 4)), ((1, 3, 4, 4), (1, 3, 0, 4)), ((1, 3, 4, 4), (1, 3, 4, 0))]
@@ -281,7 +282,7 @@ def test_tensors_that_are_empty_by_their_values() -> None:
         for options in WAYS:
             found = collect(the_model, requests, samples, **options)
             truth = Exposed(the_model, wanted, samples)
-            check(found, requests, truth, elements=options.get("elements", 8192))
+            check(found, requests, truth, elements=options.get("elements", ELEMENTS))
 
 
 DUPLICATES = """g (float[n] x, bool c) => (float[n] y, float[n] z) {
@@ -380,3 +381,23 @@ def test_mean_magnitudes() -> None:
     assert found.mean_magnitude(a) == pytest.approx(expected, abs=1e-2)
     assert collect(the_model, Requests((a,)), samples).mean_magnitude(a) is None
     assert found.mean_magnitude(Variable("other")) is None
+
+
+def test_a_channel_fires_above_its_threshold_not_at_it() -> None:
+    the_model = chain(2, op="Identity")
+    a = tensor(the_model, "a")
+    found = collect(the_model, Requests(firings=((a, 1, 0.5),)), feeds([[0.5, 0.6, 0.4], [0.7, 0.5, -1]]))
+    share = found.firing(a, 1, 0.5)
+    assert share is not None
+    assert share.tolist() == [0.5, 0.5, 0]
+
+
+@pytest.mark.parametrize("op", ["Inverse", "Abs"])
+def test_doubles_that_inference_does_not_know(op: str) -> None:
+    """Behind an operator of the runtime's own."""
+    text = f"g (double[n, 2, 2] x) => (double[n, 2, 2] y) {{ b = com.microsoft.Inverse(x)  a = {op}(b)  y = Neg(a) }}"
+    the_model = model(text.replace("com.microsoft.Abs", "Abs"), imports='"com.microsoft" : 1')
+    for node in the_model.graph.nodes:
+        node.domain = "com.microsoft" if node.op == "Inverse" else node.domain
+    samples = random_feeds((2, 2, 2), (3, 2, 2), dtype=np.float64)
+    holds(the_model, "b a", (1, -1), samples)

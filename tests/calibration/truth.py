@@ -10,7 +10,7 @@ import numpy.typing as npt
 import onnx.helper
 
 from onnxopt.calibration import Requests, Statistics
-from onnxopt.calibration.sampling import batch_of, grid
+from onnxopt.calibration.sampling import ELEMENTS, batch_of, grid
 from onnxopt.calibration.tallies import HistogramTally, Tally
 from onnxopt.feeds import Sample
 from onnxopt.model import Model, Node, Variable
@@ -119,7 +119,7 @@ def check(
     requests: Requests,
     truth: Exposed,
     *,
-    elements: int | None = 8192,
+    elements: int | None = ELEMENTS,
     channels_first: Callable[[Variable], bool] = lambda variable: False,
     relative: float = 2e-6,
     exact: bool = True,

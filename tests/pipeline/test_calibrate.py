@@ -175,7 +175,7 @@ def test_saved_statistics_serve_without_data(example: Example, stats: Path) -> N
 
 def test_real_inputs_to_judge_on_are_enough_beside_statistics(example: Example, stats: Path) -> None:
     model, data = example
-    settings = {"evaluate": data, "require_data": True, "latency_seconds": 0}
+    settings: dict[str, Any] = {"evaluate": data, "require_data": True, "latency_seconds": 0}
     assert onnxopt.optimize(model, INT8, statistics=stats, **settings).report.verdict is Verdict.PASSED
     with pytest.raises(NothingCompared):
         onnxopt.optimize(model, INT8, **settings)
