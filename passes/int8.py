@@ -161,8 +161,7 @@ class _Work:
     def quantize(self, statistics: Statistics) -> int:
         """Write the integer form of every body; returns the number of layers that got it."""
         self.statistics = statistics
-        tensors = self.options.needs(self.model).ranges
-        self.ranges = calibrated_ranges(statistics, tensors, self.calibrator)
+        self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
         plans = [
             (body, island, shared_params(island, self._bounds, self.target.activation))
             for body, island in self._plans(self._candidates())

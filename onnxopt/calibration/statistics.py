@@ -90,6 +90,10 @@ class Statistics:
             return None
         return Range(float(found.minimum), float(found.maximum), int(found.count))
 
+    def ranged(self) -> list[Variable]:
+        """The tensors that have a range."""
+        return [subject for kind, subject in self._tallies if kind == "ranges" and isinstance(subject, Variable)]
+
     def mean_extremes(self, tensor: Variable) -> tuple[float, float] | None:
         """Mean over the runs of each run's minimum and maximum."""
         found = self._find(ExtremesTally, "extremes", tensor)

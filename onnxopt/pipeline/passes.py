@@ -57,6 +57,7 @@ class Runner:
     progress: Progress = silent
     records: list[PassRecord] = field(default_factory=list)
     saved: SavedFiles = field(default_factory=SavedFiles)
+    _left: Snapshot | None = field(default=None, init=False)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
@@ -92,6 +93,7 @@ class Runner:
         if not changed or still_wanted(later, {record.name for record in changed}):
             return
         self.model.restore(start.snapshot)
+        self._left = None
         if self.stages is not None and start.mark is not None:
             self.stages.rewind(start.mark)
         counts = (self.model.node_count(), self.model.parameters())
@@ -108,7 +110,9 @@ class Runner:
             )
 
     def _run_one(self, step: Step, quantized_before: int) -> None:
-        before = self.model.snapshot()
+        # what the last pass left is what this one finds
+        before = self._left if self._left is not None else self.model.snapshot()
+        self._left = None
         counts = (self.model.node_count(), self.model.parameters())
         started = time.perf_counter()
         result, comparison = PassResult(), None
@@ -117,7 +121,8 @@ class Runner:
             check_order(step, self.model, quantized_before)
             result = self._rewrite(step)
             seconds = time.perf_counter() - started
-            modified = _digest(self.model.snapshot()) != _digest(before)
+            after = self.model.snapshot()
+            modified = _digest(after) != _digest(before)
             if modified and self.stages is not None:
                 comparison = self.stages.prove(self.model, step)
         except (Exception, SystemExit) as error:
@@ -128,6 +133,7 @@ class Runner:
             failed = _record(step, Status.FAILED, result, counts, self.model, (seconds, verify_seconds), None)
             self.records.append(_with_error(failed, told))
             raise told from error
+        self._left = after
         verify_seconds = time.perf_counter() - started - seconds
         status = Status.CHANGED if modified else Status.UNCHANGED
         times = (seconds, verify_seconds)
