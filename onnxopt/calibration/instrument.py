@@ -143,11 +143,11 @@ class _Measurement:
         self.subject = subject
         self.readings: list[Reading] = []
         self.values: Variable = subject.tensor
+        if self.values.dtype is None or np.dtype(self.values.dtype) != np.float32:
+            self.values = self._node("Cast", [self.values], to=1)
         if wanted in (Wanted(), Wanted(shape=True)):
             self._keep(wanted.shape)
             return
-        if self.values.dtype is None or np.dtype(self.values.dtype) != np.float32:
-            self.values = self._node("Cast", [self.values], to=1)
         self.pools = subject.blocked and subject.rank == 4
         if wanted.whole:
             self._whole(wanted)
@@ -159,27 +159,31 @@ class _Measurement:
 
     def _keep(self, shape: bool) -> None:
         """Nothing but the shape is wanted; a reader that the runtime can't compute ahead keeps the tensor as it is."""
-        size = self._node("Size", [self.subject.tensor])
+        size = self._node("Size", [self.values])
         size.dtype = np.dtype(np.int64)
         self.instrument.expose([size])
         if shape:
-            self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
+            self._report("shape", self._node("Shape", [self.values]), dtype=np.int64)
 
     def _whole(self, wanted: Wanted) -> None:
-        """All elements; they show their shape, extremes and NaN themselves. Blocked ones end in a node of their own."""
-        if self.pools:
+        """All elements; they show their shape, extremes and NaN themselves.
+
+        Blocked ones end in a node of their own, and those of another type, whose Cast the runtime may join with one
+        before it: then it has to be so in every session.
+        """
+        cast = self.values is not self.subject.tensor
+        if self.pools or cast:
             if wanted.shape:
-                self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
+                self._report("shape", self._node("Shape", [self.values]), dtype=np.int64)
             self._report("whole", self._flat(self.values))
             return
-        given = self.values is self.subject.tensor and self.producer is None
-        exposed = self._node("Identity", [self.values]) if given else self.values
+        exposed = self._node("Identity", [self.values]) if self.producer is None else self.values
         self.instrument.expose([exposed])
         self.readings.append(Reading(exposed.name, "whole", shaped=True))
 
     def _figures(self, wanted: Wanted) -> None:
         if wanted.shape:
-            self._report("shape", self._node("Shape", [self.subject.tensor]), dtype=np.int64)
+            self._report("shape", self._node("Shape", [self.values]), dtype=np.int64)
         self._extremes(wanted)
         if wanted.total and self.pools and not wanted.low:
             self._report("total", self._flat(self._node("GlobalAveragePool", [self.values])))
