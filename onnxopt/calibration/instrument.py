@@ -142,6 +142,7 @@ class _Measurement:
         self.producer = subject.tensor.inputs[0] if subject.tensor.inputs else None
         self.subject = subject
         self.readings: list[Reading] = []
+        self._flats: dict[int, Variable] = {}
         self.values: Variable = subject.tensor
         if self.values.dtype is None or np.dtype(self.values.dtype) != np.float32:
             self.values = self._node("Cast", [self.values], to=1)
@@ -217,18 +218,30 @@ class _Measurement:
     def _moments(self) -> None:
         """Sums over small parts, which float32 holds to a few roundings; the parts are summed in float64 later."""
         rank = self.subject.rank or 0
-        axes = list(range(2, rank)) if rank > 2 else [rank - 1] if rank else []
-        self._report("moments", self._flat(self._reduce("ReduceSum", axes)))
-        self._report("moment_squares", self._flat(self._reduce("ReduceSumSquare", axes)))
+        for figure, op in (("moments", "ReduceSum"), ("moment_squares", "ReduceSumSquare")):
+            summed = self._reduce_parts(op, min(2, rank - 1)) if rank else self._reduce(op, [])
+            self._report(figure, self._flat(summed))
 
-    def _reduce(self, op: str, axes: Sequence[int]) -> Variable:
+    def _reduce_parts(self, op: str, kept: int) -> Variable:
+        """Reduce all axes from `kept` on, [parts]; with `kept` negative all axes before it, [those from it on].
+
+        Behind a Flatten: the runtime moves a Transpose through a reduction, which then sums in another order, depending
+        on what else reads the tensor.
+        """
+        at = kept if kept >= 0 else (self.subject.rank or 0) + kept
+        if at not in self._flats:
+            self._flats[at] = self._node("Flatten", [self.values], axis=at)
+        return self._reduce(op, [1 if kept >= 0 else 0], self._flats[at])
+
+    def _reduce(self, op: str, axes: Sequence[int], values: Variable | None = None) -> Variable:
         """Reduce away these axes; nothing is reduced where there are none, but squared where `op` squares."""
+        values = self.values if values is None else values
         if not axes:
-            return self._node("Mul", [self.values, self.values]) if op == "ReduceSumSquare" else self.values
+            return self._node("Mul", [values, values]) if op == "ReduceSumSquare" else values
         since = 13 if op == "ReduceSum" else 18
         if self.instrument.model.opset < since:
-            return self._node(op, [self.values], axes=list(axes), keepdims=0)
-        return self._node(op, [self.values, self.instrument.constant(axes, np.int64)], keepdims=0)
+            return self._node(op, [values], axes=list(axes), keepdims=0)
+        return self._node(op, [values, self.instrument.constant(axes, np.int64)], keepdims=0)
 
     def _on_grid(self, grid: Grid) -> Variable:
         channels = self.subject.channels
@@ -253,7 +266,7 @@ class _Measurement:
     def _channels(self, wanted: Wanted) -> None:
         rank = self.subject.rank or 0
         for axis in wanted.ranges:
-            others = [other for other in range(rank) if other != axis % max(rank, 1)]
+            others = [other for other in range(rank) if other != axis % rank]
             self._report("channel_low", self._flat(self._reduce("ReduceMin", others)), (axis,))
             if self.pools and axis % rank == 1:
                 self._report("channel_high", self._flat(self._node("GlobalMaxPool", [self.values])), (axis,))
@@ -262,19 +275,29 @@ class _Measurement:
         for axis in wanted.means:
             if wanted.whole and mean_is_sum(axis, rank):
                 continue  # of all elements there are, just as in the graph
-            self._report("channel_mean", self._flat(self._channel_mean(axis % max(rank, 1), rank)), (axis,))
+            self._report("channel_mean", self._flat(self._channel_mean(axis % rank, rank)), (axis,))
         for axis in wanted.squares:
-            inner = [other for other in range(1, rank) if other != axis % max(rank, 1)]
-            self._report("channel_squares", self._flat(self._reduce("ReduceSumSquare", inner)), (axis,))
+            squares = self._reduce_channels("ReduceSumSquare", axis % rank, rank)
+            self._report("channel_squares", self._flat(squares), (axis,))
         for axis, threshold in wanted.firings:
-            others = [other for other in range(rank) if other != axis % max(rank, 1)]
+            others = [other for other in range(rank) if other != axis % rank]
             self._report("channel_fired", self._flat(self._fired(threshold, others)), (axis, threshold))
 
     def _channel_mean(self, axis: int, rank: int) -> Variable:
-        """[N, C]: the mean over every axis but the first and `axis`."""
+        """The mean of each channel, [C] or [parts, C]."""
         if axis == 1 and 3 <= rank <= 5 and self.subject.filled:
             return self._node("GlobalAveragePool", [self.values])
-        return self._reduce("ReduceMean", [other for other in range(1, rank) if other != axis])
+        return self._reduce_channels("ReduceMean", axis, rank)
+
+    def _reduce_channels(self, op: str, axis: int, rank: int) -> Variable:
+        """[C] or [parts, C]: reduced over the axes other than `axis`, in as many parts as need no work."""
+        if mean_is_sum(axis, rank):
+            return self._reduce(op, [])
+        if axis in (0, 1):
+            return self._reduce_parts(op, axis + 1)
+        if axis == rank - 1:
+            return self._reduce_parts(op, -1)
+        return self._reduce(op, [other for other in range(1, rank) if other != axis])
 
     def _fired(self, threshold: float, others: Sequence[int]) -> Variable:
         above = self._node("Greater", [self.values, self.instrument.constant(threshold, np.float32)])

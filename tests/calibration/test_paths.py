@@ -211,3 +211,27 @@ def _close(one: Any, other: Any) -> None:
     assert one.count == other.count
     assert np.abs(one.mean - other.mean).max() <= 1e-6 * np.abs(one.mean).max()
     assert np.allclose(one.mean_square, other.mean_square, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("behind", ["y = Exp(t)", "u = Transpose<perm = [0, 3, 1, 2]>(t)  y = Exp(u)"])
+def test_a_transpose_that_the_runtime_may_move_changes_no_sum(behind: str) -> None:
+    """Who else reads the tensor decides whether it is moved behind the reduction, which then sums in another order."""
+    text = f"g (float[n, 8, h, w] x) => (float[a, b, c, d] y) {{ t = Transpose<perm = [0, 2, 3, 1]>(x)  {behind} }}"
+    model = load(proto(text))
+    (t,) = tensors(model, "t")
+    requests = Requests(moments=(t,), histograms=(t,), channel_means=((t, -1),), channel_moments=((t, -1),))
+    rng = np.random.default_rng(0)
+    samples = [sample(at, rng.standard_normal((1, 8, h, h + 1))) for at, h in enumerate([60, 9, 60, 33, 60, 9])]
+
+    def sums(order: list[Sample], memory: int) -> list[Any]:
+        found = collect(model, requests, order, elements=300, memory=memory)
+        whole, channels = found.moments(t), found.channel_moments(t, -1)
+        assert whole is not None
+        assert channels is not None
+        return [whole.mean, whole.mean_square, channels.mean, channels.mean_square, found.channel_mean(t, -1)]
+
+    first = sums(samples, 1 << 26)
+    for order in (samples, samples[::-1]):
+        for memory in (1 << 26, 1):
+            for one, other in zip(first, sums(order, memory), strict=True):
+                np.testing.assert_allclose(other, one, rtol=1e-12, atol=0)
