@@ -119,26 +119,24 @@ class Readings:
     # one method a figure of Wanted
 
     def _low(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
-        low = float(value) + 0.0  # -0.0 is 0.0, whichever came first
-        if not math.isfinite(low):
-            run.suspects.add(tensor)
-            return
-        if tensor.range:
-            tally = self._range(tensor)
-            tally.minimum = min(tally.minimum, low)
-        if tensor.extremes:
-            self.statistics.tally("extremes", tensor.variable, ExtremesTally).minimum.add(np.float64(low))
+        self._extreme("minimum", min, tensor, float(value), run)
 
     def _high(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
-        high = float(value.max() if value.ndim else value) + 0.0
-        if not math.isfinite(high):
+        self._extreme("maximum", max, tensor, float(value.max() if value.ndim else value), run)
+
+    def _extreme(
+        self, side: str, pick: Callable[[float, float], float], tensor: Tensor, value: float, run: Run
+    ) -> None:
+        if not math.isfinite(value):
             run.suspects.add(tensor)
             return
+        value += 0.0  # -0.0 is 0.0, whichever came first
         if tensor.range:
             tally = self._range(tensor)
-            tally.maximum = max(tally.maximum, high)
+            setattr(tally, side, pick(getattr(tally, side), value))
         if tensor.extremes:
-            self.statistics.tally("extremes", tensor.variable, ExtremesTally).maximum.add(np.float64(high))
+            tally = self.statistics.tally("extremes", tensor.variable, ExtremesTally)
+            getattr(tally, side).add(np.float64(value))
 
     def _total(self, tensor: Tensor, _reading: Reading, value: Any, run: Run) -> None:
         # infinite may also be what is too large to be summed

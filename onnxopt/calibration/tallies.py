@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.numerics.compensated import CompensatedSum
-from onnxopt.numerics.histogram import BINS, MIN_EXPONENT, Histogram
-
-MAX_EXPONENT = 128  # above every finite float32
+from onnxopt.numerics.histogram import BINS, MAX_EXPONENT, MIN_EXPONENT, Histogram
 
 Array = npt.NDArray[Any]
 FloatArray = npt.NDArray[np.float64]
@@ -35,15 +33,20 @@ class Tally:
     """Base of the tallies: fields are arrays, numbers or sums, combined as `combine` says, or added up.
 
     axes: field -> a letter for each of its axes; letters that are alike stand for sizes that are. Others are numbers.
+    _sized: a field whose last axis is that of the channels.
     """
 
     combine: ClassVar[Mapping[str, Any]] = {}
     axes: ClassVar[Mapping[str, str]] = {}
+    _sized: ClassVar[str | None] = None
 
     @property
     def channels(self) -> int:
-        """How many channels it counts for; 1 where it is of a whole tensor. Only tallies of as many merge."""
-        return 1
+        """How many channels, or inputs of a layer, it is of; 1 for a whole tensor. Only tallies of as many merge."""
+        if self._sized is None:
+            return 1
+        value = getattr(self, self._sized)
+        return int((value.high if isinstance(value, CompensatedSum) else value).shape[-1])
 
     def merge(self: T, other: T) -> None:
         """Take in what another run counted of the same tensor."""
@@ -162,13 +165,9 @@ class ChannelRangeTally(Tally):
 
     combine: ClassVar[Mapping[str, Any]] = {"minimum": np.minimum, "maximum": np.maximum}
     axes: ClassVar[Mapping[str, str]] = {"minimum": "c", "maximum": "c"}
+    _sized: ClassVar[str | None] = "minimum"
     minimum: Array
     maximum: Array
-
-    @property
-    def channels(self) -> int:
-        """Length of the channel axis."""
-        return len(self.minimum)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelRangeTally:
@@ -181,13 +180,9 @@ class ChannelMeanTally(Tally):
     """Sum over the positions of each channel [C], and how many positions a channel has."""
 
     axes: ClassVar[Mapping[str, str]] = {"total": "c"}
+    _sized: ClassVar[str | None] = "total"
     total: CompensatedSum
     positions: Any = 0
-
-    @property
-    def channels(self) -> int:
-        """Length of the channel axis."""
-        return len(self.total.high)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelMeanTally:
@@ -200,14 +195,10 @@ class ChannelMomentsTally(Tally):
     """Sums of x and x * x over the positions of each channel [C]."""
 
     axes: ClassVar[Mapping[str, str]] = {"total": "c", "squares": "c"}
+    _sized: ClassVar[str | None] = "total"
     total: CompensatedSum
     squares: CompensatedSum
     positions: Any = 0
-
-    @property
-    def channels(self) -> int:
-        """Length of the channel axis."""
-        return len(self.total.high)
 
     @classmethod
     def empty(cls, channels: int) -> ChannelMomentsTally:
@@ -220,13 +211,9 @@ class FiringTally(Tally):
     """At how many of the positions each channel [C] was above the threshold."""
 
     axes: ClassVar[Mapping[str, str]] = {"fired": "c"}
+    _sized: ClassVar[str | None] = "fired"
     fired: Array
     positions: Any = 0
-
-    @property
-    def channels(self) -> int:
-        """Length of the channel axis."""
-        return len(self.fired)
 
     @classmethod
     def empty(cls, channels: int) -> FiringTally:
@@ -239,14 +226,10 @@ class GramTally(Tally):
     """matrix: sum of x x^T [groups, K, K]; total: sum of x [groups, K]; rows: how many x a group has seen."""
 
     axes: ClassVar[Mapping[str, str]] = {"matrix": "gkk", "total": "gk"}
+    _sized: ClassVar[str | None] = "total"
     matrix: CompensatedSum
     total: CompensatedSum
     rows: Any = 0
-
-    @property
-    def channels(self) -> int:
-        """K: how many inputs one output multiplies."""
-        return int(self.total.high.shape[1])
 
     @classmethod
     def empty(cls, groups: int, inputs: int) -> GramTally:

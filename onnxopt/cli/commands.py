@@ -12,6 +12,7 @@ from onnxopt.cli.group import DefaultGroup, SectionCommand
 from onnxopt.cli.options import (
     DATA,
     OUTPUT,
+    PASSES,
     RUN,
     budget_options,
     calibrate_options,
@@ -19,12 +20,13 @@ from onnxopt.cli.options import (
     data_options,
     option,
     output_options,
+    passes_option,
     quiet_options,
     run_options,
+    target_option,
 )
 
 _CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 80}
-PASSES = "Passes"
 
 
 @click.group(cls=DefaultGroup, context_settings=_CONTEXT, invoke_without_command=True)
@@ -38,23 +40,8 @@ def root(context: click.Context) -> None:
 
 @root.command(cls=SectionCommand, short_help="Rewrite MODEL, compare, and write the result.")
 @click.argument("model", metavar="MODEL", type=click.Path())
-@option(
-    "-p",
-    "--passes",
-    required=True,
-    metavar="LIST",
-    shell_complete=completions.pass_list,
-    section=PASSES,
-    help="What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes",
-)
-@option(
-    "--target",
-    default="auto",
-    metavar="NAME",
-    shell_complete=completions.targets,
-    section=PASSES,
-    help="Where it will run: auto, x86, arm64, ...",
-)
+@passes_option("What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes", required=True)
+@target_option
 @option(
     "--on-error",
     type=click.Choice(["stop", "skip"]),
@@ -124,23 +111,8 @@ def check(candidate: str, reference: str, verbose: int, quiet: bool, **settings:
 
 @root.command(cls=SectionCommand, short_help="Gather the statistics that passes ask for into a file.")
 @click.argument("model", metavar="MODEL", type=click.Path())
-@option(
-    "-p",
-    "--passes",
-    default="int8",
-    metavar="LIST",
-    shell_complete=completions.pass_list,
-    section=PASSES,
-    help="The passes that will use them; those before the first that asks are run. [int8]",
-)
-@option(
-    "--target",
-    default="auto",
-    metavar="NAME",
-    shell_complete=completions.targets,
-    section=PASSES,
-    help="Where the result will run: auto, x86, arm64, ...",
-)
+@passes_option("The passes that will use them; those before the first that asks are run. [int8]", default="int8")
+@target_option
 @calibrate_options
 @option("-o", "--output", type=click.Path(), metavar="FILE", section=OUTPUT, help="Where to write. [./MODEL.stats.npz]")
 @quiet_options

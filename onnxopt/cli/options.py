@@ -7,12 +7,12 @@ from typing import Any, TypeVar
 
 import click
 
-from onnxopt.cli.completion import metrics
+from onnxopt.cli.completion import metrics, pass_list, targets
 from onnxopt.cli.group import SectionOption
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DATA, BUDGETS, OUTPUT, RUN = "Input data", "Budgets (a broken one fails the run)", "Output", "Run"
+PASSES, DATA, BUDGETS, OUTPUT, RUN = "Passes", "Input data", "Budgets (a broken one fails the run)", "Output", "Run"
 
 
 def option(*names: str, section: str, **settings: Any) -> Callable[[F], F]:
@@ -31,6 +31,30 @@ def combined(*decorators: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def passes_option(help: str, **settings: Any) -> Callable[[F], F]:
+    """-p, --passes."""
+    return option("-p", "--passes", metavar="LIST", shell_complete=pass_list, section=PASSES, help=help, **settings)
+
+
+def samples_option(of: str) -> Callable[[F], F]:
+    """--samples. of: what it counts."""
+    return option(
+        "--samples",
+        type=click.IntRange(min=1),
+        metavar="N",
+        section=DATA,
+        help=f"Use at most N {of}, drawn by --seed.",
+    )
+
+
+target_option = option(
+    "--target",
+    default="auto",
+    metavar="NAME",
+    shell_complete=targets,
+    section=PASSES,
+    help="Where the result will run: auto, x86, arm64, ...",
+)
 _data_option = option(
     "--data",
     multiple=True,
@@ -88,13 +112,7 @@ data_options = combined(
         help="Labels of --eval.",
     ),
     _images_option,
-    option(
-        "--samples",
-        type=click.IntRange(min=1),
-        metavar="N",
-        section=DATA,
-        help="Use at most N feeds of each part, drawn by --seed.",
-    ),
+    samples_option("feeds of each part"),
     option(
         "--metric",
         "metrics",
@@ -187,9 +205,7 @@ output_options = combined(
 calibrate_options = combined(
     _data_option,
     _images_option,
-    option(
-        "--samples", type=click.IntRange(min=1), metavar="N", section=DATA, help="Use at most N feeds, drawn by --seed."
-    ),
+    samples_option("feeds"),
     _batch_option,
     option(
         "--elements",

@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 BINS = 8192
 HALF = BINS // 2
-MIN_EXPONENT = -100  # keeps HALF / 2^e finite in float32; the largest exponent is 128, above every finite float32
+MIN_EXPONENT = -100  # keeps HALF / 2^e finite in float32
+MAX_EXPONENT = 128  # above every finite float32
 
 # Up to here HALF / 2^e >= 1: a float32 times it cannot underflow and is exact, subnormals included.
 _SINGLE_EXPONENT = 12

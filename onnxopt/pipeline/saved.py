@@ -97,11 +97,7 @@ class SavedFiles:
 
     def covers(self, model: Model, requests: Requests) -> bool:
         """Whether one of the files was gathered on this graph and holds all of it."""
-        if not self._files:
-            return False
-        digest = model.content_digest()
-        fitting = [saved for _, saved in self._files if saved.provenance.graph_digest == digest]
-        return any(not saved.lacks(model, requests) for saved in fitting)
+        return any(not saved.lacks(model, requests) for _, saved in self._fitting(model))
 
     def find(self, model: Model, requests: Requests, source: str) -> Statistics | None:
         """What was gathered on the graph that pass `source` is about to see; None where no file is given.
@@ -110,8 +106,7 @@ class SavedFiles:
         """
         if not self._files:
             return None
-        digest = model.content_digest()
-        fitting = [(name, saved) for name, saved in self._files if saved.provenance.graph_digest == digest]
+        fitting = self._fitting(model)
         if not fitting:
             listed = "; ".join(f"{name} is of {saved.provenance.graph}" for name, saved in self._files)
             raise StatisticsError(
@@ -127,6 +122,11 @@ class SavedFiles:
             f"pass {source!r}: {name} lacks {', '.join(saved.lacks(model, requests))}, which it asks for",
             "gather them with the same options: onnxopt calibrate MODEL --passes LIST --data PATH -o FILE",
         )
+
+    def _fitting(self, model: Model) -> list[tuple[str, SavedStatistics]]:
+        """Those that were gathered on this graph."""
+        digest = model.content_digest() if self._files else ""
+        return [(name, saved) for name, saved in self._files if saved.provenance.graph_digest == digest]
 
     @property
     def idle(self) -> list[str]:

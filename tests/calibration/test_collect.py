@@ -7,6 +7,7 @@ from onnxopt.calibration import Range, Requests, collect
 from onnxopt.errors import FeedError
 from onnxopt.feeds import Sample
 from onnxopt.model import Model, Variable, load
+from tests.calibration.truth import tensor
 
 
 def parse(text: str, opset: int = 17) -> Model:
@@ -19,15 +20,6 @@ def samples(*arrays: npt.ArrayLike, name: str = "x", **more: npt.ArrayLike) -> l
         Sample({name: np.asarray(a, np.float32), **{k: np.asarray(v) for k, v in more.items()}}, None, f"sample {i}")
         for i, a in enumerate(arrays)
     ]
-
-
-def tensor(model: Model, name: str) -> Variable:
-    for body in model.bodies():
-        for candidate in [*body.inputs, *(t for node in body.nodes for t in node.outputs)]:
-            if candidate.name == name:
-                found: Variable = candidate
-                return found
-    raise KeyError(name)
 
 
 CHAIN = "g (float[n, 3] x) => (float[n, 3] y) { a = Relu(x)  b = Neg(a)  y = Exp(b) }"

@@ -12,17 +12,8 @@ import pytest
 
 from onnxopt.cli.run import run
 from onnxopt.cli.terminal import Pace
-from tests.pipeline.builders import write_example
 
 COMMAND = [sys.executable, "-P", "-m", "onnxopt"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with net.onnx and data.npz in it."""
-    write_example(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:

@@ -19,19 +19,11 @@ from onnxopt.cli import terminal
 from onnxopt.cli.commands import root
 from onnxopt.cli.run import end_cleanly_when_terminated, run
 from onnxopt.report import Report, Verdict
-from tests.pipeline.builders import BREAKING, classifier, write_example
+from tests.pipeline.builders import BREAKING, classifier
 
 GOOD = f"{BREAKING}:DropIdentity"
 FAST = ["--latency-seconds", "0"]
 COMMAND = [sys.executable, "-P", "-m", "onnxopt"]
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with net.onnx and data.npz in it."""
-    write_example(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: str, code: int = 0) -> str:
