@@ -8,7 +8,8 @@ Parts (default all):
             the samples, from two runs over --samples and a quarter of them; and as the ratio in all. Inference is
             that of the optimized model, its session made ahead. --rivals adds onnxruntime's calibrators.
     memory  peak resident memory of a process of its own, at 32 and --many (512) samples, over plain inference in one
-    parts   4 shards, shuffled, merged, against one run: bits that differ, largest relative difference of sums
+    parts   4 shards, shuffled, merged, and samples joined by fours, against one run: bits that differ, largest
+            relative difference of sums
     search  all calibrators over histograms of all float tensors
     nodes   whole static quantization of a chain of 3,000 tiny nodes through the command line
 Feeds repeat where a task has fewer. Names default to the three models that most differ: a light and a heavy
@@ -38,7 +39,7 @@ from benchmarks.tasks import add_arguments, found_models, load_tasks
 from onnxopt.calibration import CALIBRATORS, Requests, Statistics, calibrated_ranges, collect
 from onnxopt.calibration.storage import Provenance, SavedStatistics, merge
 from onnxopt.feeds import Sample
-from onnxopt.model import Model, Variable, load
+from onnxopt.model import Constant, Model, Node, Variable, load
 from onnxopt.passbase import Context, lookup
 from onnxopt.pipeline.passes import evaluate
 from onnxopt.runtime import Session
@@ -177,15 +178,16 @@ def peak_bytes() -> int:
 
 
 def parts_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> Iterator[str]:
-    """Four shards of shuffled samples against one run in order."""
+    """Four shards of shuffled samples, and samples joined by fours, against one run in order."""
     model, asked = prepared(path)
-    asked |= Requests(extremes=asked.ranges, moments=asked.ranges)
+    asked |= Requests(extremes=asked.ranges, moments=asked.ranges, grams=tuple(_small_layers(model)))
     samples = samples_of(task, min(args.samples, 16))
     order = np.random.default_rng(0).permutation(len(samples))
 
-    def saved(chosen: list[Sample], shard: tuple[int, int] | None) -> SavedStatistics:
+    def saved(chosen: list[Sample], shard: tuple[int, int] | None, batch: int = 1) -> SavedStatistics:
         origin = Provenance(name, "", "", "", None, sum(s.digest() for s in chosen) % (1 << 128), shard)
-        return SavedStatistics.of(model, asked, collect(model, asked, chosen, threads=args.threads), origin)
+        found = collect(model, asked, chosen, threads=args.threads, batch=batch)
+        return SavedStatistics.of(model, asked, found, origin)
 
     whole = saved(samples, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -194,18 +196,43 @@ def parts_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> It
             paths.append(Path(folder, f"{part}.npz"))
             saved([samples[at] for at in order[part::4]], (part, 4)).save(paths[-1])
         merged = merge(paths)
-    differing, largest = 0, 0.0
-    for at, tally in whole.tallies.items():
-        for field, array in tally.arrays().items():
-            other = merged.tallies[at].arrays()[field]
-            if field.endswith("_low"):
+    yield f"{name}: shuffled and sharded: {difference(whole, merged)}"
+    joined = saved(samples, None, batch=4)
+    if joined.runs < whole.runs:
+        yield f"{name}: {whole.runs} samples in {joined.runs} runs: {difference(whole, joined)}"
+    else:
+        yield f"{name}: its samples can't be joined"
+
+
+def _small_layers(model: Model) -> Iterator[Node]:
+    """The first layers whose Gram matrix takes little memory."""
+    layers = [node for node in model.graph.nodes if node.op in ("Conv", "MatMul", "Gemm")]
+    weights = [(node, node.inputs[1]) for node in layers if isinstance(node.inputs[1], Constant)]
+    yield from [node for node, weight in weights if weight.data.size <= 1 << 18][:12]
+
+
+def difference(whole: SavedStatistics, other: SavedStatistics) -> str:
+    """Extremes, counts and bins that differ in a bit; of sums the largest difference, over each and the largest."""
+    exact: dict[str, list[int]] = {}
+    sums: dict[str, list[float]] = {}
+    for (kind, key), tally in whole.tallies.items():
+        if kind == "extremes":  # of runs, which batches make fewer
+            continue
+        theirs = other.tallies[kind, key].arrays()
+        for name, mine in tally.arrays().items():
+            if name.endswith("_low"):
                 continue
-            if f"{field}_low" in tally.arrays():
-                apart = np.abs(array - other) / np.maximum(np.abs(array), 1e-300)
-                largest = max(largest, float(apart.max(initial=0.0)))
-            else:
-                differing += int((array != other).sum())
-    yield f"{name}: {len(whole.tallies)} tallies, {differing} extremes, counts and bins differ, sums by {largest:.1e}"
+            apart = np.abs(np.subtract(mine, theirs[name], dtype=np.float64))
+            size = np.abs(np.asarray(mine, np.float64))
+            if f"{name}_low" not in theirs:
+                exact.setdefault(name, []).append(int((apart != 0).sum()))
+            elif mine.size and size.max() > 0:
+                each = apart[size > 0] / size[size > 0]
+                sums.setdefault(kind, []).append(float(each.max(initial=0.0)))
+                sums.setdefault(f"{kind} of the largest", []).append(float(apart.max() / size.max()))
+    told = [f"{sum(found)} {name}" for name, found in exact.items() if sum(found)] or ["nothing exact"]
+    told_sums = [f"{kind} {max(found):.1e}" for kind, found in sums.items() if max(found)] or ["no sum"]
+    return f"{len(whole.tallies)} tallies; differ: {', '.join(told)}; {', '.join(told_sums)}"
 
 
 def search_part(name: str, path: Path, task: Any, args: argparse.Namespace) -> Iterator[str]:
