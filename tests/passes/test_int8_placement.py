@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from onnxopt.graph import qdq
 from onnxopt.model import Constant, Model
+from onnxopt.quantization import qdq
 from onnxopt.runtime import Session
 from tests.passes.quantizing import Array, nodes, normal, optimized, parse, qparams, quantize, weight
 

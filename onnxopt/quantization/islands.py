@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from onnxopt.graph import qdq
-from onnxopt.graph.layers import Layer, only_consumer
 from onnxopt.model import Graph, Node, Variable
+from onnxopt.quantization import qdq
+from onnxopt.quantization.layers import Layer, only_consumer
 from onnxopt.target import CostFacts
 
 # Elements of a tensor that one run computes, on average over the feeds; 0 when unknown.

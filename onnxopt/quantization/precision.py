@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from onnxopt.graph import qdq
 from onnxopt.model import Constant, Model, Node
+from onnxopt.quantization import qdq
 
 # A logarithm turns the constant step of integer codes into errors that grow without bound towards zero.
 _RELATIVE = frozenset({"Log"})

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from onnxopt.graph import qdq
-from onnxopt.graph.islands import Islands
 from onnxopt.model import Constant, Node, Variable
 from onnxopt.numerics.affine import QParams, activation_qparams
+from onnxopt.quantization import qdq
+from onnxopt.quantization.islands import Islands
 
 Bounds = Callable[[Variable], tuple[float, float]]
 

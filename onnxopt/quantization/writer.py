@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.graph.edit import inner_bodies, replace_inputs, replace_outputs
-from onnxopt.graph.islands import Islands
-from onnxopt.graph.layers import Layer
 from onnxopt.graph.names import Names
 from onnxopt.graph.sort import sort_nodes
-from onnxopt.graph.storage import Stored
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 from onnxopt.numerics.affine import FloatArray, QParams, activation_qparams, quantize
+from onnxopt.quantization.islands import Islands
+from onnxopt.quantization.layers import Layer
+from onnxopt.quantization.storage import Stored
 
 AnyArray = npt.NDArray[np.generic]
 FLOAT = 1  # TensorProto.FLOAT

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.graph.codes import implied, shared_params, within
-from onnxopt.graph.islands import drop_unprofitable, plan, saving
-from onnxopt.graph.layers import Layer, find_layers
-from onnxopt.graph.precision import before_logarithms
-from onnxopt.graph.storage import NODE_BYTES, find_stored, places, saved_bytes
 from onnxopt.model import Model, Variable
 from onnxopt.numerics.affine import activation_qparams
+from onnxopt.quantization.codes import implied, shared_params, within
+from onnxopt.quantization.islands import drop_unprofitable, plan, saving
+from onnxopt.quantization.layers import Layer, find_layers
+from onnxopt.quantization.precision import before_logarithms
+from onnxopt.quantization.storage import NODE_BYTES, find_stored, places, saved_bytes
 from onnxopt.target import CostFacts
 from tests.passes.quantizing import Array, nodes, normal, parse, weight
 

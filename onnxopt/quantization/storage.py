@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onnxopt.graph.layers import layout_of
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.numerics.affine import CodeArray, FloatArray
 from onnxopt.numerics.weights import quantize_kept, quantize_layer_weight
+from onnxopt.quantization.layers import layout_of
 
 # One input of one node, by its position.
 Place = tuple[Node, int]

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.graph import qdq
 from onnxopt.graph.edit import label
 from onnxopt.graph.shapes import known
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import trouble
+from onnxopt.quantization import qdq
 
 FloatArray = npt.NDArray[np.float32]
 

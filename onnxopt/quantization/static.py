@@ -1,0 +1,415 @@
+"""Static 8-bit quantization for onnxruntime's integer kernels, and int8 storage for the weights they do not serve.
+
+Algebra: x = s_x (c_x - z_x) and w = s_w c_w per output channel, so  w x = s_w s_x c_w (c_x - z_x)  is integer work with
+one scale per channel; the bias is added as an int32 code of scale s_x s_w. Only what the runtime turns into an integer
+kernel gets Q and DQ (`onnxopt.quantization.qdq`), nothing behind the last layer does, and everything else stays float:
+
+    x ── Conv(w, b) ── Relu ── y
+
+    x ── Q ── DQ ── Conv(DQ(int8 w), DQ(int32 b)) ── Relu ── Q ── DQ ── y      becomes one QLinearConv
+    x ── LSTM(Mul(Cast(int8 w), s), ...)                                       is folded when the model is loaded
+
+On x86 without VNNI a kernel adds two products in 16 bits. Scales are raised just enough that no pair of codes can
+overflow, whatever the input (`onnxopt.numerics.saturation`), so the model gives the same answers on every CPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from onnxopt.calibration import Range, Requests, Statistics, calibrated_ranges, calibration_requests, choose
+from onnxopt.graph.edit import label
+from onnxopt.model import Constant, Graph, Model, Node, Variable
+from onnxopt.numerics import affine
+from onnxopt.numerics.affine import QParams
+from onnxopt.numerics.saturation import Layout
+from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight, trouble
+from onnxopt.passbase import Change, Context, PassResult, Skip
+from onnxopt.quantization import qdq, storage
+from onnxopt.quantization.codes import implied, shared_params, within
+from onnxopt.quantization.islands import Islands, drop_unprofitable, plan
+from onnxopt.quantization.layers import FloatArray, Layer, find_layers, shared_tensors
+from onnxopt.quantization.precision import before_logarithms
+from onnxopt.quantization.writer import QdqWriter
+
+# Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
+SMALL_COPY = 1024
+
+# what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
+Written = tuple[LayerWeight, Constant, Constant, Constant]
+Key = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a pass decides of static quantization.
+
+    storage: store weights as int8 that no integer kernel serves. islands: keep codes between layers. correct_bias: take
+    the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
+    min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
+    """
+
+    storage: bool = True
+    islands: bool = True
+    correct_bias: bool = True
+    calibrators: tuple[str, ...] = ("minmax",)
+    min_sqnr: float = 3.0
+    all_layers: bool = False
+
+
+def requests(model: Model, settings: Settings) -> Requests:
+    """Ranges of every tensor that may carry codes; channel means of layer inputs in the main graph."""
+    layers = [found for found in find_layers(model) if isinstance(found, Layer)]
+    outputs = shared_tensors(model)
+    tensors: dict[Variable, None] = {}
+    for body, mine in _by_body(model, layers):
+        tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
+        tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
+    means = [
+        (layer.activation, _channel_axis(layer))
+        for layer in layers
+        if settings.correct_bias and layer.body is model.graph
+    ]
+    return calibration_requests(tensors, settings.calibrators) | Requests(channel_means=tuple(means))
+
+
+def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
+    """Quantize the layers that have statistics and pay; store the other weights."""
+    calibrator, chosen = _choose(model, context, settings)
+    work = _Work(settings, model, context, calibrator)
+    layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
+    left = len(work.skipped)
+    stored = work.store()
+    work.writer.finish()
+    kernels = f"{layers} layers on integer kernels ({context.target.name})"
+    notes = [f"{kernels}, {stored} weights stored as int8, {left} layers left float"]
+    if context.statistics is None:
+        notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
+    notes += chosen
+    return PassResult(work.changes, work.skipped, notes)
+
+
+def _choose(model: Model, context: Context, settings: Settings) -> tuple[str, list[str]]:
+    """The calibrator whose ranges leave the least error at the outputs, and what is to be said of the choice."""
+    names = settings.calibrators
+    if len(names) == 1 or context.statistics is None:
+        return names[0], []
+    if context.compare is None:
+        return names[0], [f"nothing to compare calibrators on: {names[0]}, the first, was used"]
+    scores: dict[str, float] = {}
+    for name in names:
+        clone = model.clone()
+        trial = _Work(settings, clone.model, context, name)
+        trial.quantize(context.statistics.moved(clone.tensors))
+        trial.store()
+        trial.writer.finish()
+        scores[name] = context.compare(clone.model)
+    best = choose(scores)
+    others = ", ".join(f"{name} {score:.1f}" for name, score in scores.items() if name != best)
+    return best, [f"ranges by {best}: {scores[best]:.1f} dB at the outputs; {others}"]
+
+
+def _by_body(model: Model, layers: list[Layer]) -> list[tuple[Graph, list[Layer]]]:
+    groups: dict[Graph, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(layer.body, []).append(layer)
+    return [(body, groups[body]) for body in model.bodies() if body in groups]
+
+
+class _Work:
+    """One run of the pass over one model."""
+
+    def __init__(self, options: Settings, model: Model, context: Context, calibrator: str) -> None:
+        self.options, self.model, self.target = options, model, context.target
+        self.calibrator = calibrator
+        self.ranges: dict[Variable, tuple[float, float]] = {}
+        self.outputs = shared_tensors(model)
+        self.writer = QdqWriter(model)
+        self.changes: list[Change] = []
+        self.skipped: list[Skip] = []
+        self.stored: dict[Key, tuple[Constant, Constant]] = {}
+        self.done: set[Node] = set()
+        self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
+
+    def without_data(self) -> int:
+        """Every layer stays float."""
+        for found in find_layers(self.model):
+            node, reason = (found.node, "no real inputs") if isinstance(found, Layer) else found
+            self.skipped.append(Skip(label(node), reason))
+        return 0
+
+    def quantize(self, statistics: Statistics) -> int:
+        """Write the integer form of every body; returns the number of layers that got it."""
+        self.statistics = statistics
+        self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
+        plans = [
+            (body, island, shared_params(island, self._bounds, self.target.activation))
+            for body, island in self._plans(self._candidates())
+        ]
+        weights = self._weights([(layer, params) for _, island, params in plans for layer in island.layers])
+        for body, island, params in plans:
+            for layer in island.layers:
+                self._write_layer(layer, weights[_key(layer)], params)
+            for node in island.nodes:
+                self._write_node(node, body)
+        for body, island, params in reversed(plans):  # inner bodies first: they read tensors of the outer ones
+            for tensor in island.codes:
+                self.writer.connect(tensor, body, island, params[tensor])
+        return len(self.done)
+
+    def _candidates(self) -> list[Layer]:
+        """Layers with everything known that an integer kernel needs; the others are skipped with the reason."""
+        layers = []
+        logarithmic = before_logarithms(self.model)
+        for found in find_layers(self.model):
+            if isinstance(found, Layer):
+                self.layers[found.node] = found
+                node, layer = found.node, self._without_uncovered_clip(found)
+                reason = self._unfit(layer, logarithmic)
+                if reason is None:
+                    layers.append(layer)
+                    continue
+            else:
+                node, reason = found
+            self.skipped.append(Skip(label(node), reason))
+        return layers
+
+    def _without_uncovered_clip(self, layer: Layer) -> Layer:
+        """A Clip is implied only by codes that lie within its bounds; any other Clip stays, behind the codes."""
+        if layer.absorbed is None or layer.absorbed.op != "Clip" or self.statistics.range(layer.output) is None:
+            return layer
+        params = affine.activation_qparams(*self._bounds(layer.output), self.target.activation)
+        return layer if within(params, layer.absorbed) else replace(layer, absorbed=None)
+
+    def _unfit(self, layer: Layer, logarithmic: set[Node]) -> str | None:
+        if self.model.opset < 13:
+            return f"operator set {self.model.opset} has no scales per channel; 13 has"
+        if layer.node in logarithmic:
+            return "its output goes into a logarithm, which needs relative accuracy"
+        shown = any(layer.output is tensor for tensor in self.model.graph.outputs)
+        if shown and (layer.needs_codes or any(_is_layer(node) for node in layer.output.outputs)):
+            return "its output is an output of the model, which stays float"
+        if layer.chain:
+            found = trouble(layer.parameters()[0])
+            if found is not None:
+                return f"its weight, with what scales its output, {found}"
+        return self._unfit_values(layer)
+
+    def _unfit_values(self, layer: Layer) -> str | None:
+        places = {"its input": layer.activation} | ({"its output": layer.output} if layer.needs_codes else {})
+        for place, tensor in places.items():
+            found = self.statistics.range(tensor)
+            if found is None:
+                reason = self.statistics.reason(tensor)
+                return "no sample reached it" if reason is None else f"{place} {reason}"
+            if not _representable(found):
+                return f"{place} is too small for 8 bits, [{found.minimum:.1g}, {found.maximum:.1g}]"
+            magnitude = self.statistics.mean_magnitude(tensor)
+            if magnitude is None:
+                continue
+            decibels = affine.typical_sqnr_db(*self._bounds(tensor), magnitude)
+            if decibels < self.options.min_sqnr:
+                return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
+        return None
+
+    def _plans(self, candidates: list[Layer]) -> list[tuple[Graph, Islands]]:
+        """The plan of each body, without layers whose int8 weight would only come on top of the float one."""
+        stored = list(storage.find_stored(self.model)) if self.options.storage else []
+        sound = {weight for weight in {found.weight for found in stored} if trouble(weight.values) is None}
+        storable = {found.place for found in stored if found.weight in sound}
+        while True:
+            skipped: list[Skip] = []
+            plans = [(body, self._plan(body, layers, skipped)) for body, layers in _by_body(self.model, candidates)]
+            chosen = [layer for _, island in plans for layer in island.layers]
+            served = storable | {(layer.node, 1) for layer in chosen}
+            large = {layer.weight for layer in chosen if layer.weight.data.size > SMALL_COPY}
+            stays = {weight: reason for weight in large if (reason := self._stays(weight, served)) is not None}
+            doubled = {layer: stays[layer.weight] for layer in chosen if layer.weight in stays}
+            if not doubled:
+                self.skipped += skipped
+                return plans
+            self.skipped += [Skip(layer.name, f"its weight {reason}") for layer, reason in doubled.items()]
+            candidates = [layer for layer in candidates if layer not in doubled]
+
+    def _stays(self, weight: Constant, served: set[storage.Place]) -> str | None:
+        """Why the float values of `weight` stay in the file when `served` read its codes; None when they go."""
+        if id(weight) in self.outputs:
+            return "is an output too, so its float values stay in the file"
+        others = storage.places(weight) - served
+        if not others:
+            return None
+        return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
+
+    def _plan(self, body: Graph, layers: list[Layer], skipped: list[Skip]) -> Islands:
+        def known(tensor: Variable) -> bool:
+            found = self.statistics.range(tensor)
+            return found is not None and _representable(found)
+
+        def elements(tensor: Variable) -> float:
+            found = self.statistics.range(tensor)
+            return 0.0 if found is None else found.count / self.statistics.samples
+
+        if not self.options.all_layers:
+            layers, dropped = drop_unprofitable(
+                body, layers, self.outputs, known, elements, self.target.costs, self.options.islands
+            )
+            skipped += [
+                Skip(layer.name, f"converting its borders would cost more than {layer.row.kernel} saves")
+                for layer in dropped
+            ]
+        return plan(body, layers, self.outputs, known, self.options.islands)
+
+    def _bounds(self, tensor: Variable) -> tuple[float, float]:
+        return self.ranges[tensor]  # candidates and islands hold measured tensors only
+
+    def _weights(self, layers: list[tuple[Layer, dict[Variable, QParams]]]) -> dict[Key, Written]:
+        """One set of codes for each weight, whatever the number of layers that share it."""
+        groups: dict[Key, list[tuple[Layer, QParams]]] = {}
+        for layer, params in layers:
+            groups.setdefault(_key(layer), []).append((layer, params[layer.activation]))
+        written: dict[Key, Written] = {}
+        for key, sharers in groups.items():
+            layer = sharers[0][0]
+            values, _ = layer.parameters()
+            biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
+            bounded = self.target.saturates and not all(each.depthwise for each, _ in sharers)
+            found = quantize_layer_weight(values, layer.layout, bounded, biases)
+            codes = self.writer.constant(f"{layer.weight.name}_codes", found.codes)
+            scales = self.writer.constant(f"{layer.weight.name}_scale", found.scales)
+            zeros = self.writer.constant(f"{layer.weight.name}_zero_point", np.zeros(layer.channels, np.int8))
+            written[key] = found, codes, scales, zeros
+        return written
+
+    def _write_layer(self, layer: Layer, weight: Written, params: dict[Variable, QParams]) -> None:
+        found, codes, scales, zeros = weight
+        coded = layer.output in params
+        detail = f"{layer.node.op} to {layer.row.kernel if coded else layer.row.float_kernel}"
+        if self.target.saturates and not layer.depthwise:
+            detail += f", scales {found.growth:.2f}x, largest pair sum {found.largest_pair} of 128"
+        self.changes.append(Change("quantized", layer.name, detail))
+        self.changes += [Change("absorbed", label(node), f"into {layer.name}") for node in layer.taken_in()]
+        values, bias = layer.parameters()
+        bias = self._corrected(layer, values, bias, found)
+        restored = self.writer.dequantize(layer.body, codes, scales, zeros, layer.layout.axis)
+        self.writer.set_input(layer.node, 1, restored, layer.body)
+        scale = params[layer.activation].scale
+        self.writer.replace_chain(layer, None if bias is None else affine.quantize_bias(bias, scale, found.scales))
+        self.done.add(layer.node)
+        follower = layer.follower(self.outputs)
+        if follower is not None and follower.op in ("Relu", "Clip") and not coded:
+            self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
+            self.writer.spell_out(follower, layer.body)
+
+    def _corrected(
+        self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
+    ) -> FloatArray | None:
+        mean = (
+            self.statistics.channel_mean(layer.activation, _channel_axis(layer)) if self.options.correct_bias else None
+        )
+        if bias is None and layer.node.op == "MatMul":
+            if not layer.would_become_gemm(self.outputs):
+                return None
+            bias = np.zeros(layer.channels, np.float32)
+        if mean is None:
+            return bias
+        error = mean_output_error(values, found, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
+        return np.asarray((0.0 if bias is None else bias) - error, np.float32)
+
+    def _write_node(self, node: Node, body: Graph) -> None:
+        for at, tensor in enumerate(node.inputs):
+            row = qdq.island_row(node)
+            if isinstance(tensor, Constant) and row is not None and row.inputs is None:
+                self.writer.number(node, at, body, self.target.activation)
+        self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
+
+    def store(self) -> int:
+        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many.
+
+        A weight pays when all that read it take codes: its float values would stay in the file for anything else.
+        """
+        weights: dict[Constant, list[storage.Stored]] = {}
+        for found in storage.find_stored(self.model):
+            weights.setdefault(found.weight, []).append(found)
+        for weight, readers in weights.items():
+            between = [found for found in readers if storage.between_codes(found.node)]
+            pays = self.options.storage and storage.saved_bytes(readers) > 0
+            if not between and not pays:
+                continue
+            reason = trouble(weight.values)
+            chosen: list[storage.Stored] = []
+            if reason is None:
+                reason = self._stays(weight, {found.place for found in readers}) if pays else None
+                chosen = readers if pays and reason is None else between
+            for found in chosen:
+                self._store(found, found in between)
+            if reason is not None:
+                self._report_unstored([found for found in readers if found not in chosen], reason)
+        return len(self.stored)
+
+    def _store(self, found: storage.Stored, between: bool) -> None:
+        key = (found.weight.data.uid, int(between), *found.kept)
+        if key not in self.stored:
+            codes, scales = storage.quantize(found, bounded=between and self.target.saturates)
+            self.stored[key] = (
+                self.writer.constant(f"{found.weight.name}_codes", codes),
+                self.writer.constant(f"{found.weight.name}_scale", scales),
+            )
+        codes, scales = self.stored[key]
+        detail = "int8 rows" if found.node.op == "Gather" else "int8"
+        if self._correct_stored(found, codes, scales):
+            detail += ", bias corrected"
+        self.changes.append(Change("stored", _place(found), detail))
+        self.writer.store(found, codes, scales, between)
+
+    def _correct_stored(self, found: storage.Stored, codes: Constant, scales: Constant) -> bool:
+        """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
+        layer = self.layers.get(found.node)
+        if layer is None or layer.node.op == "MatMul" or not self.options.correct_bias:
+            return False
+        mean = self.statistics.channel_mean(layer.activation, _channel_axis(layer))
+        given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+        bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
+        grows = not isinstance(given, Constant) and storage.saved_bytes([found]) < bias.nbytes + storage.NODE_BYTES
+        if mean is None or grows:
+            return False
+        rounded = LayerWeight(codes.values, scales.values.reshape(-1), 1.0, 0)
+        group = int(layer.node.attrs.get("group", 1))
+        error = mean_output_error(found.weight.values, rounded, layer.layout, group, mean)
+        corrected = self.writer.constant(f"{found.weight.name}_bias", (bias - error).astype(np.float32))
+        self.writer.set_input(layer.node, 2, corrected, layer.body)
+        return True
+
+    def _report_unstored(self, readers: list[storage.Stored], reason: str) -> None:
+        """One entry for each reader that has none yet for the same reason."""
+        known = {(skip.node, skip.reason) for skip in self.skipped}
+        self.skipped += [
+            Skip(_place(found), f"its weight {reason}")
+            for found in readers
+            if (label(found.node), f"its weight {reason}") not in known
+        ]
+
+
+def _key(layer: Layer) -> Key:
+    """Layers with equal keys have equal weight values in the same layout."""
+    return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
+
+
+def _channel_axis(layer: Layer) -> int:
+    """The axis of the layer's input along which its weight adds up."""
+    return 1 if layer.layout is Layout.CONV else -1
+
+
+def _representable(found: Range) -> bool:
+    """Whether codes can tell the values apart."""
+    return not affine.underflows(max(found.maximum, 0.0) - min(found.minimum, 0.0), 255)
+
+
+def _place(found: storage.Stored) -> str:
+    return f"{label(found.node)}, weight {found.weight.name}"
+
+
+def _is_layer(node: Node) -> bool:
+    row = qdq.row(node)
+    return row is not None and row.role is qdq.Role.LAYER
