@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import CodeArray, FloatArray
+from onnxopt.numerics.formats import INT8, Format, scales_for
 from onnxopt.numerics.saturation import Layout, max_pair_sum, pair_bound_scales
 
 
@@ -25,6 +27,10 @@ class LayerWeight:
     scales: FloatArray
     growth: float
     largest_pair: int
+
+    def values(self, axis: int) -> FloatArray:
+        """The float32 weight that codes and scales stand for; axis: where its output channels are."""
+        return affine.dequantize_weight(self.codes, self.scales, axis)
 
 
 def trouble(weight: FloatArray) -> str | None:
@@ -61,24 +67,24 @@ def quantize_layer_weight(
     return LayerWeight(codes, scales, float((scales / plain).mean()), largest)
 
 
-def quantize_kept(values: FloatArray, kept: tuple[int, ...]) -> tuple[CodeArray, FloatArray]:
-    """(symmetric int8 codes, scales) of a tensor; scales have its shape with every axis outside `kept` set to 1."""
+def quantize_kept(
+    values: FloatArray, kept: tuple[int, ...], form: Format = INT8, power_of_two: bool = False
+) -> tuple[npt.NDArray[Any], FloatArray]:
+    """(symmetric codes, scales) of a tensor; scales have its shape with every axis outside `kept` set to 1."""
     others = tuple(axis for axis in range(values.ndim) if axis not in kept)
-    maximum = np.asarray(np.abs(values).max(axis=others, keepdims=True, initial=0.0), np.float64)
-    scales = affine.weight_scales(maximum)
-    codes = np.clip(np.rint(values / scales), -affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT)
-    return codes.astype(np.int8), scales
+    scales = scales_for(np.abs(values).max(axis=others, keepdims=True, initial=0.0), form, power_of_two)
+    return form.codes(values / scales), scales
 
 
 def mean_output_error(
-    weight: FloatArray, quantized: LayerWeight, layout: Layout, group: int, mean: npt.NDArray[np.float64]
+    weight: FloatArray, rounded: FloatArray, layout: Layout, group: int, mean: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """E[(Wq - W) x] per output channel, [N]: what subtracting from the bias takes out of the mean error.
+    """E[(W' - W) x] per output channel, [N]: what subtracting from the bias takes out of the mean error.
 
-    mean: E[x] per input channel. group: groups of a Conv. Positions in the zero padding are counted like the others.
-    (Nagel et al. 2019, arXiv 1906.04721, section 4.2.)
+    weight, rounded: W and W', of one shape. mean: E[x] per input channel. group: groups of a Conv. Positions in the
+    zero padding are counted like the others. (Nagel et al. 2019, arXiv 1906.04721, section 4.2.)
     """
-    difference = affine.dequantize_weight(quantized.codes, quantized.scales, layout.axis).astype(np.float64) - weight
+    difference = rounded.astype(np.float64) - weight
     if layout is Layout.ROWS:
         return np.asarray(mean @ difference)
     if layout is Layout.COLUMNS:

@@ -46,7 +46,8 @@ def option(
 class Pass:
     """One rewrite. Subclasses are frozen dataclasses whose fields (`option`) are the pass's options.
 
-    The first line of a subclass's docstring is its help. `prepare` names passes that the pipeline inserts before it.
+    The first line of a subclass's docstring is its help. `prepare` names passes that the pipeline inserts before it,
+    as in a pass list: "convert_opset:opset=19".
     Option values are checked on construction; a wrong one raises UsageError.
     """
 

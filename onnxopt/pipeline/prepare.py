@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Container, Iterable, Sequence
+from dataclasses import replace
 
 from onnxopt.errors import UsageError
 from onnxopt.model import Model
-from onnxopt.passbase import Effect, Pass, lookup
-from onnxopt.pipeline.grammar import Step
+from onnxopt.passbase import Effect, Pass
+from onnxopt.pipeline.grammar import Step, parse
 
 # Operators that compute on integers in place of floats, or convert between the two.
 _QUANTIZED = frozenset(
@@ -28,31 +29,36 @@ _QUANTIZED = frozenset(
 
 
 def with_prepared(steps: Sequence[Step]) -> list[Step]:
-    """The steps with the passes that they name in `prepare` inserted before them, each at most once in the list."""
+    """The steps with the passes that they name in `prepare` inserted before them, each at most once in the list.
+
+    One that is named with options comes again unless it stands there with the same options.
+    """
     done: list[Step] = []
     for step in steps:
-        for name in _wanted(step.pass_, {step.source}):
-            if all(name not in (earlier.source, earlier.pass_.name) for earlier in done):
-                done.append(Step(lookup(name)(), name, inserted_for=step.source))
+        for text in _wanted(step.pass_, {step.source}):
+            [wanted] = parse(text)
+            there = [earlier for earlier in done if wanted.source in (earlier.source, earlier.pass_.name)]
+            if not there or (text != wanted.source and all(str(earlier) != str(wanted) for earlier in there)):
+                done.append(replace(wanted, inserted_for=step.source))
         done.append(step)
     return done
 
 
 def _wanted(pass_: Pass, above: set[str]) -> list[str]:
-    """Names in `prepare`, each after those that it wants itself. `above` guards against circles."""
+    """Texts in `prepare`, each after those that it wants itself. `above` guards against circles."""
     found: list[str] = []
-    for name in pass_.prepare:
-        if name not in above:
-            found += [*_wanted(lookup(name)(), above | {name}), name]
+    for text in pass_.prepare:
+        [step] = parse(text)
+        if step.source not in above:
+            found += [*_wanted(step.pass_, above | {step.source}), text]
     return list(dict.fromkeys(found))
 
 
 def still_wanted(steps: Iterable[Step], names: Container[str]) -> bool:
     """Whether a listed one of `steps` names one of the passes in what prepares for it."""
     listed = [step for step in steps if step.inserted_for is None]
-    return any(
-        name in names or lookup(name).name in names for step in listed for name in _wanted(step.pass_, {step.source})
-    )
+    wanted = [parse(text)[0] for step in listed for text in _wanted(step.pass_, {step.source})]
+    return any(step.source in names or step.pass_.name in names for step in wanted)
 
 
 def quantized_nodes(model: Model) -> int:

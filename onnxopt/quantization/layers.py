@@ -190,6 +190,11 @@ def layout_of(node: Node) -> Layout:
     return Layout.COLUMNS if node.attrs.get("transB", 0) else Layout.ROWS
 
 
+def channel_axis(layer: Layer) -> int:
+    """The axis of the layer's input along which its weight adds up."""
+    return 1 if layer.layout is Layout.CONV else -1
+
+
 def _zero_pad(node: Node) -> Node | None:
     """The Pad in front of a Conv that only adds constant amounts of zeros to spatial axes."""
     tensor = node.inputs[0]

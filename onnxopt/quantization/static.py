@@ -24,14 +24,14 @@ from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import QParams
-from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import qdq, storage
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, plan
-from onnxopt.quantization.layers import FloatArray, Layer, find_layers, shared_tensors
+from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.precision import before_logarithms
+from onnxopt.quantization.weight_store import Storing, WeightStore, stays
 from onnxopt.quantization.writer import QdqWriter
 
 # Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
@@ -68,7 +68,7 @@ def requests(model: Model, settings: Settings) -> Requests:
         tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
         tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
     means = [
-        (layer.activation, _channel_axis(layer))
+        (layer.activation, channel_axis(layer))
         for layer in layers
         if settings.correct_bias and layer.body is model.graph
     ]
@@ -129,7 +129,7 @@ class _Work:
         self.writer = QdqWriter(model)
         self.changes: list[Change] = []
         self.skipped: list[Skip] = []
-        self.stored: dict[Key, tuple[Constant, Constant]] = {}
+        self.measured: Statistics | None = None
         self.done: set[Node] = set()
         self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
 
@@ -142,7 +142,7 @@ class _Work:
 
     def quantize(self, statistics: Statistics) -> int:
         """Write the integer form of every body; returns the number of layers that got it."""
-        self.statistics = statistics
+        self.statistics = self.measured = statistics
         self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
         plans = [
             (body, island, shared_params(island, self._bounds, self.target.activation))
@@ -225,22 +225,13 @@ class _Work:
             chosen = [layer for _, island in plans for layer in island.layers]
             served = storable | {(layer.node, 1) for layer in chosen}
             large = {layer.weight for layer in chosen if layer.weight.data.size > SMALL_COPY}
-            stays = {weight: reason for weight in large if (reason := self._stays(weight, served)) is not None}
-            doubled = {layer: stays[layer.weight] for layer in chosen if layer.weight in stays}
+            kept = {weight: reason for weight in large if (reason := stays(weight, served, self.outputs)) is not None}
+            doubled = {layer: kept[layer.weight] for layer in chosen if layer.weight in kept}
             if not doubled:
                 self.skipped += skipped
                 return plans
             self.skipped += [Skip(layer.name, f"its weight {reason}") for layer, reason in doubled.items()]
             candidates = [layer for layer in candidates if layer not in doubled]
-
-    def _stays(self, weight: Constant, served: set[storage.Place]) -> str | None:
-        """Why the float values of `weight` stay in the file when `served` read its codes; None when they go."""
-        if id(weight) in self.outputs:
-            return "is an output too, so its float values stay in the file"
-        others = storage.places(weight) - served
-        if not others:
-            return None
-        return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
 
     def _plan(self, body: Graph, layers: list[Layer], skipped: list[Skip]) -> Islands:
         def known(tensor: Variable) -> bool:
@@ -306,7 +297,7 @@ class _Work:
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
     ) -> FloatArray | None:
         mean = (
-            self.statistics.channel_mean(layer.activation, _channel_axis(layer)) if self.options.correct_bias else None
+            self.statistics.channel_mean(layer.activation, channel_axis(layer)) if self.options.correct_bias else None
         )
         if bias is None and layer.node.op == "MatMul":
             if not layer.would_become_gemm(self.outputs):
@@ -314,7 +305,8 @@ class _Work:
             bias = np.zeros(layer.channels, np.float32)
         if mean is None:
             return bias
-        error = mean_output_error(values, found, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
+        rounded = found.values(layer.layout.axis)
+        error = mean_output_error(values, rounded, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
         return np.asarray((0.0 if bias is None else bias) - error, np.float32)
 
     def _write_node(self, node: Node, body: Graph) -> None:
@@ -325,70 +317,20 @@ class _Work:
         self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
 
     def store(self) -> int:
-        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many.
-
-        A weight pays when all that read it take codes: its float values would stay in the file for anything else.
-        """
-        weights: dict[Constant, list[storage.Stored]] = {}
-        for found in storage.find_stored(self.model):
-            weights.setdefault(found.weight, []).append(found)
-        for weight, readers in weights.items():
-            between = [found for found in readers if storage.between_codes(found.node)]
-            pays = self.options.storage and storage.saved_bytes(readers) > 0
-            if not between and not pays:
-                continue
-            reason = trouble(weight.values)
-            chosen: list[storage.Stored] = []
-            if reason is None:
-                reason = self._stays(weight, {found.place for found in readers}) if pays else None
-                chosen = readers if pays and reason is None else between
-            for found in chosen:
-                self._store(found, found in between)
-            if reason is not None:
-                self._report_unstored([found for found in readers if found not in chosen], reason)
-        return len(self.stored)
-
-    def _store(self, found: storage.Stored, between: bool) -> None:
-        key = (found.weight.data.uid, int(between), *found.kept)
-        if key not in self.stored:
-            codes, scales = storage.quantize(found, bounded=between and self.target.saturates)
-            self.stored[key] = (
-                self.writer.constant(f"{found.weight.name}_codes", codes),
-                self.writer.constant(f"{found.weight.name}_scale", scales),
-            )
-        codes, scales = self.stored[key]
-        detail = "int8 rows" if found.node.op == "Gather" else "int8"
-        if self._correct_stored(found, codes, scales):
-            detail += ", bias corrected"
-        self.changes.append(Change("stored", _place(found), detail))
-        self.writer.store(found, codes, scales, between)
-
-    def _correct_stored(self, found: storage.Stored, codes: Constant, scales: Constant) -> bool:
-        """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
-        layer = self.layers.get(found.node)
-        if layer is None or layer.node.op == "MatMul" or not self.options.correct_bias:
-            return False
-        mean = self.statistics.channel_mean(layer.activation, _channel_axis(layer))
-        given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
-        bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
-        grows = not isinstance(given, Constant) and storage.saved_bytes([found]) < bias.nbytes + storage.NODE_BYTES
-        if mean is None or grows:
-            return False
-        rounded = LayerWeight(codes.values, scales.values.reshape(-1), 1.0, 0)
-        group = int(layer.node.attrs.get("group", 1))
-        error = mean_output_error(found.weight.values, rounded, layer.layout, group, mean)
-        corrected = self.writer.constant(f"{found.weight.name}_bias", (bias - error).astype(np.float32))
-        self.writer.set_input(layer.node, 2, corrected, layer.body)
-        return True
-
-    def _report_unstored(self, readers: list[storage.Stored], reason: str) -> None:
-        """One entry for each reader that has none yet for the same reason."""
-        known = {(skip.node, skip.reason) for skip in self.skipped}
-        self.skipped += [
-            Skip(_place(found), f"its weight {reason}")
-            for found in readers
-            if (label(found.node), f"its weight {reason}") not in known
-        ]
+        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many."""
+        storing = Storing(correct_bias=self.options.correct_bias, all_weights=self.options.storage)
+        store = WeightStore(
+            self.model,
+            self.writer,
+            storing,
+            self.measured,
+            self.target.saturates,
+            self.layers,
+            self.changes,
+            self.skipped,
+        )
+        store.run(list(storage.find_stored(self.model)))
+        return store.stored
 
 
 def _key(layer: Layer) -> Key:
@@ -396,18 +338,9 @@ def _key(layer: Layer) -> Key:
     return (layer.weight.data.uid, layer.layout.axis, *(id(node) for node in layer.chain))
 
 
-def _channel_axis(layer: Layer) -> int:
-    """The axis of the layer's input along which its weight adds up."""
-    return 1 if layer.layout is Layout.CONV else -1
-
-
 def _representable(found: Range) -> bool:
     """Whether codes can tell the values apart."""
     return not affine.underflows(max(found.maximum, 0.0) - min(found.minimum, 0.0), 255)
-
-
-def _place(found: storage.Stored) -> str:
-    return f"{label(found.node)}, weight {found.weight.name}"
 
 
 def _is_layer(node: Node) -> bool:

@@ -6,21 +6,57 @@ model: float speed, a quarter of the file. A table behind Gather is never folded
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.model import Constant, Graph, Model, Node
-from onnxopt.numerics.affine import CodeArray, FloatArray
-from onnxopt.numerics.weights import quantize_kept, quantize_layer_weight
-from onnxopt.quantization.layers import layout_of
+from onnxopt.numerics.affine import FloatArray
 
 # One input of one node, by its position.
 Place = tuple[Node, int]
 
 # Bytes that two nodes, a scale tensor's header and their names take in the file, as measured on saved models.
 NODE_BYTES = 220
+
+
+@dataclass(frozen=True)
+class View:
+    """A weight of `shape` seen as a matrix [R, K]: its elements in `grid`, whose `axis` holds the K inputs.
+
+    A Conv's weight [N, C, 3, 3] has the grid [N, 9 C] and axis 1; others keep their shape.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+    axis: int
+
+    @property
+    def inputs(self) -> int:
+        """K."""
+        return self.grid[self.axis]
+
+    def matrix(self, weight: FloatArray) -> FloatArray:
+        """[R, K] of a weight of `shape`."""
+        return np.moveaxis(weight.reshape(self.grid), self.axis, -1).reshape(-1, self.inputs)
+
+    def back(self, matrix: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """A weight of `shape` from its matrix [R, K]."""
+        outer = (*self.grid[: self.axis], *self.grid[self.axis + 1 :])
+        return np.ascontiguousarray(np.moveaxis(matrix.reshape(*outer, -1), -1, self.axis)).reshape(self.shape)
+
+    def cut_shape(self, size: int) -> tuple[int, ...]:
+        """The grid with its axis cut in blocks of `size`, the last one filled up: [..., n, size, ...]."""
+        return (*self.grid[: self.axis], -(-self.inputs // size), size, *self.grid[self.axis + 1 :])
+
+    def cut(self, rows: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:
+        """[R, n * size] as the grid with its axis cut in two, [..., n, size, ...]."""
+        outer = (*self.grid[: self.axis], *self.grid[self.axis + 1 :])
+        blocks = rows.reshape(*outer, -1, size)
+        return np.ascontiguousarray(np.moveaxis(blocks, (-2, -1), (self.axis, self.axis + 1)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +75,11 @@ class Stored:
         return tuple(size if axis in self.kept else 1 for axis, size in enumerate(self.weight.shape))
 
     @property
+    def view(self) -> View:
+        """The weight as a matrix of outputs and the inputs that each adds up, for scales in blocks of inputs."""
+        return _view(self.node, self.at, tuple(self.weight.shape))
+
+    @property
     def place(self) -> Place:
         """What is to read the codes."""
         return self.node, self.at
@@ -49,13 +90,21 @@ def places(weight: Constant) -> set[Place]:
     return {(node, at) for node in weight.outputs for at, tensor in enumerate(node.inputs) if tensor is weight}
 
 
-def saved_bytes(readers: Sequence[Stored]) -> int:
-    """What int8 saves in the file, less scales and nodes, when `readers` are all that read one weight."""
-    size = readers[0].weight.data.size
-    codes = {found.kept: size + 4 * int(np.prod(found.scale_shape)) for found in readers}
+def saved_bytes(readers: Sequence[Stored], size_of: Callable[[Stored], int] | None = None) -> int:
+    """What codes save in the file, less scales and nodes, when `readers` are all that read one weight.
+
+    size_of: bytes of codes and scales, by default of int8 with a scale for each index of the kept axes.
+    """
+    size_of = size_of or eight_bit_bytes
+    codes = {found.kept: size_of(found) for found in readers}
     # rows are scaled behind each Gather, other weights once a body
     scaled = {(found.kept, id(found.node if found.node.op == "Gather" else found.body)) for found in readers}
-    return 4 * size - sum(codes.values()) - NODE_BYTES * len(scaled)
+    return 4 * int(readers[0].weight.data.size) - sum(codes.values()) - NODE_BYTES * len(scaled)
+
+
+def eight_bit_bytes(found: Stored) -> int:
+    """Bytes of int8 codes and float32 scales."""
+    return int(found.weight.data.size) + 4 * int(np.prod(found.scale_shape))
 
 
 def between_codes(node: Node) -> bool:
@@ -90,21 +139,24 @@ def find_stored(model: Model) -> Iterator[Stored]:
                     yield Stored(node, at, body, weight, kept)
 
 
-def quantize(found: Stored, bounded: bool) -> tuple[CodeArray, FloatArray]:
-    """(int8 codes, scales of `scale_shape`).
-
-    bounded: no pair of codes may saturate, for a Conv or Gemm that the runtime may run on integers after all.
-    """
-    if bounded and found.node.op in ("Conv", "Gemm"):
-        layer = quantize_layer_weight(found.weight.values, layout_of(found.node), bounded=True)
-        return layer.codes, layer.scales.reshape(found.scale_shape)
-    return quantize_kept(found.weight.values, found.kept)
-
-
 def _inputs(node: Node) -> tuple[int, ...]:
     table = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "Gather": (0,)}
     table |= dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2))
     return table.get(node.op, ()) if node.kind[0] == "" else ()
+
+
+def _view(node: Node, at: int, shape: tuple[int, ...]) -> View:
+    if node.op == "Conv":
+        return View(shape, (shape[0], int(np.prod(shape[1:]))), 1)
+    if node.op == "Gather":
+        return View(shape, (shape[0], int(np.prod(shape[1:]))), 1)
+    if node.op in ("LSTM", "GRU", "RNN"):
+        return View(shape, shape, 2)
+    if node.op == "MatMul":
+        return View(shape, shape, len(shape) - 2 if at == 1 else len(shape) - 1)
+    if node.op == "Gemm":
+        return View(shape, shape, 1 if node.attrs.get("transB", 0) else 0)
+    return View(shape, shape, 0)
 
 
 def _kept(node: Node, at: int, rank: int) -> tuple[int, ...] | None:

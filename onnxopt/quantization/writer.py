@@ -14,7 +14,6 @@ from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 from onnxopt.numerics.affine import FloatArray, QParams, activation_qparams, quantize
 from onnxopt.quantization.islands import Islands
 from onnxopt.quantization.layers import Layer
-from onnxopt.quantization.storage import Stored
 
 AnyArray = npt.NDArray[np.generic]
 FLOAT = 1  # TensorProto.FLOAT
@@ -30,11 +29,19 @@ class QdqWriter:
         self._touched: dict[int, Graph] = {}
         self._made: dict[tuple[int, ...], Variable] = {}
         self._params: dict[tuple[bytes, bytes], tuple[Constant, Constant]] = {}
+        self._shared: dict[tuple[bytes, ...], Constant] = {}
         self._replaced: list[Constant] = []
 
     def constant(self, base: str, values: AnyArray) -> Constant:
         """A new constant under a free name; the export puts it where its readers are."""
         return Constant(self._names.tensor(base), TensorData.from_array(values))
+
+    def shared(self, base: str, values: AnyArray) -> Constant:
+        """A constant of these values; equal small ones are one constant."""
+        key = (str(values.dtype).encode(), str(values.shape).encode(), values.tobytes())
+        if key not in self._shared:
+            self._shared[key] = self.constant(base, values)
+        return self._shared[key]
 
     def node(self, body: Graph, op: str, inputs: Sequence[Variable | Constant], base: str, **attrs: object) -> Variable:
         """A new node at the end of `body`; returns its output, called `base` or nearly so."""
@@ -86,36 +93,15 @@ class QdqWriter:
         restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{constant.name}_dequantized")
         self.set_input(node, at, restored, body)
 
-    def store(self, found: Stored, codes: Constant, scales: Constant, between: bool) -> None:
-        """Let a float node read int8 codes [shape of the weight] times scales [broadcastable to it].
-
-        Cast and Mul, which the runtime folds when it loads the model; a table's rows are gathered first; `between` two
-        tensors of codes DequantizeLinear, which keeps the runtime from quantizing the weight by itself.
-        """
-        node, body = found.node, found.body
-        if node.op == "Gather":
-            self._store_rows(node, body, codes, scales)
-            return
-        if between:
-            vector = self.constant(f"{found.weight.name}_scale", scales.values.reshape(-1))
-            zeros = self.constant(f"{found.weight.name}_zero_point", np.zeros(vector.shape, np.int8))
-            self.set_input(node, found.at, self.dequantize(body, codes, vector, zeros, found.kept[0]), body)
-            return
-        key = (id(codes), id(body), id(scales))
-        if key not in self._made:
-            values = self.node(body, "Cast", [codes], f"{codes.name}_cast", to=FLOAT)
-            self._made[key] = self.node(body, "Mul", [values, scales], f"{codes.name}_scaled")
-        self.set_input(node, found.at, self._made[key], body)
-
-    def _store_rows(self, node: Node, body: Graph, codes: Constant, scales: Constant) -> None:
-        indices, axis, output = node.inputs[1], node.attrs.get("axis", 0), node.outputs[0]
-        picked = self.node(body, "Gather", [codes, indices], f"{output.name}_rows", axis=axis)
-        factors = self.node(body, "Gather", [scales, indices], f"{output.name}_scales", axis=axis)
-        values = self.node(body, "Cast", [picked], f"{output.name}_cast", to=FLOAT)
-        product = Node(op="Mul", name=self._names.node(f"{output.name}_Mul"))
+    def replace(
+        self, node: Node, body: Graph, op: str, inputs: Sequence[Variable | Constant], domain: str = "", **attrs: object
+    ) -> None:
+        """Another node makes the output of `node`, which goes."""
+        output = node.outputs[0]
         self.remove(node, body)
-        product.inputs, product.outputs = [values, factors], [output]
-        body.nodes.append(product)
+        made = Node(op=op, name=self._names.node(f"{output.name}_{op}"), attrs=attrs, domain=domain or None)
+        made.inputs, made.outputs = list(inputs), [output]
+        body.nodes.append(made)
 
     def spell_out(self, node: Node, body: Graph) -> None:
         """Write a Relu or Clip as Max and Min of constants, the same values.

@@ -20,6 +20,7 @@ class Target:
 
     activation: integer type of activations (weights are always signed 8-bit).
     saturates: U8S8 products may overflow 16-bit pair sums (`onnxopt.numerics.saturation`).
+    folds_constants: its runtime computes operators on constants once, when it loads a model.
     costs: nanoseconds of the work the int8 pass weighs against each other.
     """
 
@@ -28,6 +29,7 @@ class Target:
     activation: np.dtype[np.generic]
     saturates: bool
     costs: CostFacts
+    folds_constants: bool = True
 
 
 TARGETS: dict[str, Target] = {

@@ -1,0 +1,192 @@
+"""Few-bit codes of a weight with one scale for every block of inputs, and how to choose scales and codes.
+
+A weight is seen as a matrix [R, K]: R outputs, each a sum over K inputs. Every row is cut into blocks of B inputs, and
+
+    w[r, k] = scale[r, k // B] * code[r, k],    lowest <= code <= highest
+
+Round-to-nearest takes scale = max |w| / highest in each block. Two things do better at the same size. A smaller scale
+clips a few large values and rounds all others more finely: `search_scales` tries a grid. And what rounding one input
+does to the output can be made good in the inputs not yet rounded, as far as they move together: `feedback_round`
+(GPTQ, Frantar et al. 2022, arXiv 2210.17323, algorithm 1, after Hassibi and Stork 1993).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.numerics.affine import SMALLEST_SCALE, FloatArray
+
+Wide = npt.NDArray[np.float64]
+CodeArray = npt.NDArray[np.int8]
+
+# Shares of max |w| that a scale search tries as the largest value represented.
+_SHARES = np.linspace(1.0, 0.5, 26)
+# Added to the diagonal of second moments, as a share of its mean, so that a factor exists (GPTQ: 1 %).
+DAMPING = 0.01
+# Inputs that are rounded before their errors go on to all later ones: a matrix product instead of many small updates.
+_LAZY = 128
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The integers that codes may be: `lowest` to `highest`, with 0 among them."""
+
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def signed(bits: int) -> Levels:
+        """Two's complement of 2 to 8 bits: -8..7 for 4."""
+        return Levels(-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+
+    def round(self, values: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
+        """Nearest integers, half to even, within the levels; still of a floating type."""
+        return np.asarray(np.clip(np.rint(values), self.lowest, self.highest))
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Codes [R, K] of int8 and float32 scales [R, ceil(K / size)], both in the matrix view of a weight."""
+
+    codes: CodeArray
+    scales: FloatArray
+    size: int
+
+    def values(self) -> FloatArray:
+        """The weight that they stand for, [R, K] float32."""
+        per_input = np.repeat(self.scales, self.size, axis=1)[:, : self.codes.shape[1]]
+        return np.asarray(self.codes.astype(np.float32) * per_input)
+
+
+def round_to_nearest(matrix: npt.NDArray[np.floating], size: int, levels: Levels) -> Blocks:
+    """Codes of `matrix` [R, K] under the plain scales max |w| / highest of blocks of `size`."""
+    cut = _cut(np.asarray(matrix, np.float64), size)
+    scales = _as_stored(np.abs(cut).max(axis=2) / levels.highest)
+    return Blocks(_codes(cut, scales, levels)[:, : matrix.shape[1]], scales, size)
+
+
+def searched(
+    matrix: npt.NDArray[np.floating], size: int, levels: Levels, importance: Wide | None = None, half: bool = False
+) -> Blocks:
+    """Codes of `matrix` [R, K] under searched scales. importance: weight of each input's error, [K].
+
+    half: scales are float16 values (`as_half`)."""
+    cut = _cut(np.asarray(matrix, np.float64), size)
+    weight = None if importance is None else _cut(importance[None], size)
+    scales = search_scales(cut, levels, weight, half)
+    return Blocks(_codes(cut, scales, levels)[:, : matrix.shape[1]], scales, size)
+
+
+def search_scales(cut: Wide, levels: Levels, importance: Wide | None = None, half: bool = False) -> FloatArray:
+    """Scales [R, n] that leave the least sum of importance * (w - scale * code)^2 in each block of `cut` [R, n, B].
+
+    importance: broadcastable to `cut`. Where `levels` reach further down than up, a negative scale, which turns them
+    around, is not used: not every runtime takes one.
+    """
+    largest = np.abs(cut).max(axis=2)
+    best, least = _as_stored(largest / levels.highest, half), np.full(largest.shape, np.inf)
+    for share in _SHARES:
+        scales = _as_stored(largest * share / levels.highest, half)
+        wide = scales.astype(np.float64)[:, :, None]
+        error = np.square(cut - wide * levels.round(cut / wide))
+        total = error.sum(axis=2) if importance is None else (error * importance).sum(axis=2)
+        better = total < least
+        best, least = np.where(better, scales, best), np.where(better, total, least)
+    return best
+
+
+def feedback_round(
+    matrix: npt.NDArray[np.floating], second: Wide, size: int, levels: Levels, half: bool = False
+) -> Blocks:
+    """Codes of `matrix` [R, K] whose errors make good for each other under inputs of second moments E[x x^T] [K, K].
+
+    Inputs are rounded one after the other; the error of each, divided by how freely it moves given the later ones, is
+    taken out of these. Scales are searched when a block is reached, for the weights as they are by then. Inputs that
+    were always zero round to nearest. Time R K^2, memory K^2 float64.
+    """
+    left = np.array(matrix, np.float64)
+    rows, width = left.shape
+    dead = np.diagonal(second) <= 0
+    upper = _inverse_factor(second, dead)
+    spread = np.square(np.diagonal(upper))
+    codes, scales = np.zeros((rows, width), np.int8), np.ones((rows, -(-width // size)), np.float32)
+    for start in range(0, width, _LAZY):
+        stop = min(start + _LAZY, width)
+        errors = np.zeros((rows, stop - start))
+        for k in range(start, stop):
+            block = k // size
+            if k % size == 0:
+                end = min(k + size, width)
+                settled = left[:, k:end]
+                if end > stop:  # errors of this stretch that have not yet gone beyond it
+                    settled = settled.copy()
+                    settled[:, stop - k :] -= errors[:, : k - start] @ upper[start:k, stop:end]
+                found = search_scales(settled[:, None], levels, 1.0 / spread[None, None, k:end], half)
+                scales[:, block] = found[:, 0]
+            scale = scales[:, block].astype(np.float64)
+            rounded = levels.round(left[:, k] / scale)
+            codes[:, k] = rounded
+            error = (left[:, k] - scale * rounded) / upper[k, k]
+            errors[:, k - start] = error
+            left[:, k + 1 : stop] -= np.outer(error, upper[k, k + 1 : stop])
+        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    return Blocks(codes, scales, size)
+
+
+def shrunk(second: Wide, rows: int) -> Wide:
+    """Second moments [K, K] that `rows` inputs gave, as if K more had come whose entries do not move together.
+
+    Few inputs seem to move together more than they do; rounding that trusts them is worse than rounding to nearest on
+    inputs it has not seen. (Shrinkage of a covariance towards its diagonal, as in Ledoit and Wolf 2004; the weight is
+    chosen by trial on held-out inputs.)
+    """
+    width = len(second)
+    share = width / (width + rows)
+    return np.asarray((1.0 - share) * second + share * np.diag(np.diagonal(second)))
+
+
+def output_error(matrix: npt.NDArray[np.floating], rounded: npt.NDArray[np.floating], second: Wide) -> float:
+    """E|(W - W') x|^2 / E|W x|^2 for inputs of second moments `second` [K, K]; 0 where there is no output."""
+    exact = np.asarray(matrix, np.float64)
+    apart = exact - rounded
+    power = float(np.einsum("rk,kj,rj->", exact, second, exact, optimize=True))
+    return float(np.einsum("rk,kj,rj->", apart, second, apart, optimize=True)) / power if power > 0 else 0.0
+
+
+def _inverse_factor(second: Wide, dead: npt.NDArray[np.bool_]) -> Wide:
+    """Upper triangular U with U^T U the inverse of the damped second moments (a Cholesky factor)."""
+    damped = np.array(second, np.float64)
+    diagonal = np.einsum("kk->k", damped)
+    mean = float(diagonal.mean()) or 1.0
+    diagonal[dead] = mean
+    diagonal += DAMPING * mean
+    # inverse by the factor of the matrix turned end for end: J H J = L L^T gives H^-1 = (J L^-1 J)^T (J L^-1 J)
+    lower = np.linalg.cholesky(damped[::-1, ::-1])
+    inverse = np.linalg.solve(lower, np.eye(len(lower)))
+    return np.ascontiguousarray(inverse[::-1, ::-1])
+
+
+def _cut(matrix: Wide, size: int) -> Wide:
+    """[R, K] as [R, ceil(K / size), size], with zeros at the end."""
+    rows, width = matrix.shape
+    blocks = -(-width // size)
+    padded = np.pad(matrix, ((0, 0), (0, blocks * size - width)))
+    return padded.reshape(rows, blocks, size)
+
+
+def _codes(cut: Wide, scales: FloatArray, levels: Levels) -> CodeArray:
+    return np.asarray(levels.round(cut / scales.astype(np.float64)[:, :, None]), np.int8).reshape(len(cut), -1)
+
+
+def _as_stored(scales: Wide, half: bool = False) -> FloatArray:
+    """Positive float32 scales; half: rounded to what float16 holds. A block of zeros gets 1."""
+    stored = np.where(scales > 0, np.maximum(scales, float(SMALLEST_SCALE)), 1.0).astype(np.float32)
+    return as_half(stored) if half else stored
+
+
+def as_half(scales: FloatArray) -> FloatArray:
+    """Float32 scales rounded to float16 values, subnormal ones included; those below the smallest stay at it."""
+    return np.maximum(scales.astype(np.float16), np.float16(2.0**-24)).astype(np.float32)

@@ -1,0 +1,282 @@
+"""Storing float weights as codes: how each is coded, what pays, and the biases that make good for it.
+
+One engine for every format. What a weight becomes is chosen by its place and by what is to be saved:
+
+    file      constants -> Cast -> Mul -> ... -> operator     folded when the model is loaded: float speed and memory
+    memory    constants -> DequantizeLinear -> MatMul          a kernel that reads codes (MatMulNBits): less memory,
+                                                               faster than float for single rows, slower for many
+    tables    Gather picks rows of codes, which are scaled after it, whatever is to be saved
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from onnxopt.calibration import Requests, Statistics
+from onnxopt.graph.edit import label
+from onnxopt.model import Constant, Model, Node
+from onnxopt.numerics.affine import FloatArray
+from onnxopt.numerics.blocks import Blocks, Levels, Wide, feedback_round, output_error, searched, shrunk
+from onnxopt.numerics.formats import INT8, Format
+from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
+from onnxopt.passbase import Change, Context, PassResult, Skip
+from onnxopt.quantization import storage
+from onnxopt.quantization.layers import Layer, channel_axis, find_layers, layout_of, shared_tensors
+from onnxopt.quantization.selection import Selection
+from onnxopt.quantization.storage import Stored
+from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes
+from onnxopt.quantization.writer import QdqWriter
+from onnxopt.target import Target
+
+# Inputs of a layer up to which second moments of all pairs are gathered: 4,608^2 float64 take 170 MB.
+MOST_INPUTS = 4608
+# Inputs that share a scale; fewer of them than half a block would cost more in scales than 4 bits save.
+BLOCK = 32
+# What a user may ask to save.
+SAVE = ("auto", "file", "memory")
+
+Coded = PerChannel | InBlocks
+
+
+@dataclass(frozen=True)
+class Storing:
+    """What is wanted of stored weights.
+
+    form: of weights with one scale for each output. bits: below 8, codes in blocks of `block` inputs where a weight is
+    wide enough for them. memory: save memory too, not only the file. power_of_two: scales are. feedback: round with
+    second moments of inputs where they are known. correct_bias: take mean errors out of biases. all_weights: store
+    every weight that pays; else only those that the runtime would round by itself.
+    """
+
+    form: Format = INT8
+    bits: int = 8
+    block: int = BLOCK
+    memory: bool = False
+    power_of_two: bool = False
+    feedback: bool = True
+    correct_bias: bool = True
+    all_weights: bool = True
+
+    @property
+    def levels(self) -> Levels:
+        """Of codes in blocks."""
+        return Levels.signed(self.bits)
+
+
+def saves_memory(save: str, target: Target) -> bool:
+    """Whether kernels should read codes; save: one of SAVE. auto: where the target's runtime folds no constants."""
+    return save == "memory" or (save == "auto" and not target.folds_constants)
+
+
+def requests(model: Model, storing: Storing, selection: Selection) -> Requests:
+    """Second moments for weights that are rounded with them, means for biases that can take an error."""
+    wanted = [found for found in storage.find_stored(model) if selection.refuses(found.node) is None]
+    layers = {layer.node: layer for layer in find_layers(model) if isinstance(layer, Layer)}
+    mine = [layers[found.node] for found in wanted if found.node in layers and found.body is model.graph]
+    fed = [found for found in wanted if storing.feedback and _in_blocks(found, storing) and _has_gram(model, found)]
+    biased = [layer for layer in mine if storing.correct_bias and layer.node.op != "MatMul"]
+    means = dict.fromkeys((layer.activation, channel_axis(layer)) for layer in biased)
+    return Requests(grams=tuple(dict.fromkeys(found.node for found in fed)), channel_means=tuple(means))
+
+
+def store(model: Model, context: Context, storing: Storing, selection: Selection) -> PassResult:
+    """Store the selected weights of a model that pay for it."""
+    writer = QdqWriter(model)
+    layers = {layer.node: layer for layer in find_layers(model) if isinstance(layer, Layer)}
+    run = WeightStore(model, writer, storing, context.statistics, context.target.saturates, layers)
+    wanted: list[Stored] = []
+    for found in storage.find_stored(model):
+        reason = selection.refuses(found.node)
+        if reason is None:
+            wanted.append(found)
+        else:
+            run.skipped.append(Skip(_place(found), reason))
+    run.run(wanted, context.progress)
+    writer.finish()
+    kinds = Counter(change.detail.split(",")[0] for change in run.changes)
+    notes = [f"weights stored: {', '.join(f'{number} {kind}' for kind, number in kinds.items()) or 'none'}"]
+    if context.statistics is None and (storing.bits < 8 and storing.feedback):
+        notes.append("no real inputs: weights are rounded without knowing what they multiply")
+    return PassResult(run.changes, run.skipped, notes)
+
+
+@dataclass
+class WeightStore:
+    """One run over one model. changes, skipped, stored: grow; `writer.finish` is left to the caller.
+
+    saturates: whether pairs of codes must be bounded where the runtime may run them on integers after all. layers: what
+    biases may be corrected, by node.
+    """
+
+    model: Model
+    writer: QdqWriter
+    storing: Storing
+    statistics: Statistics | None
+    saturates: bool
+    layers: dict[Node, Layer] = field(default_factory=dict)
+    changes: list[Change] = field(default_factory=list)
+    skipped: list[Skip] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._outputs = shared_tensors(self.model)
+        self._nodes = WeightNodes(self.writer, self.model, self.storing.memory, self.storing.block)
+        self._coded: dict[tuple[object, ...], tuple[Coded, FloatArray]] = {}
+
+    @property
+    def stored(self) -> int:
+        """How many weights were coded."""
+        return len(self._coded)
+
+    def run(self, wanted: Sequence[Stored], progress: Callable[[int, int], None] = lambda _done, _total: None) -> None:
+        """Code the weights that pay, and those the runtime would round worse.
+
+        A weight pays when all that read it take codes: its float values would stay in the file for anything else.
+        """
+        weights: dict[Constant, list[Stored]] = {}
+        for found in wanted:
+            weights.setdefault(found.weight, []).append(found)
+        for done, (weight, readers) in enumerate(weights.items()):
+            progress(done, len(weights))
+            between = [found for found in readers if storage.between_codes(found.node)]
+            pays = self.storing.all_weights and storage.saved_bytes(readers, self._bytes) > 0
+            if not between and not pays:
+                continue
+            reason = trouble(weight.values)
+            chosen: list[Stored] = []
+            if reason is None:
+                reason = stays(weight, {found.place for found in readers}, self._outputs) if pays else None
+                chosen = readers if pays and reason is None else between
+            for found in chosen:
+                self._store(found, found in between, [other for other in chosen if other.view == found.view])
+            if reason is not None:
+                self._report_unstored([found for found in readers if found not in chosen], reason)
+
+    def _bytes(self, found: Stored) -> int:
+        """Of codes and scales of one weight."""
+        if not _in_blocks(found, self.storing):
+            return storage.eight_bit_bytes(found)
+        rows = int(found.weight.data.size) // found.view.inputs
+        blocks = -(-found.view.inputs // self.storing.block)
+        return rows * blocks * (self.storing.block * self.storing.bits // 8 + 2)
+
+    def _store(self, found: Stored, between: bool, sharers: Sequence[Stored]) -> None:
+        in_blocks = _in_blocks(found, self.storing) and not between
+        kind = self._nodes.kind(found, in_blocks, any(other.node.op == "Gather" for other in sharers))
+        key = (found.weight.data.uid, found.view if in_blocks else found.kept, between, kind)
+        if key not in self._coded:
+            self._coded[key] = self._code(found, between, kind, sharers)
+        coded, values = self._coded[key]
+        detail = coded.detail + (" rows" if found.node.op == "Gather" else "")
+        if self._correct(found, values):
+            detail += ", bias corrected"
+        self._nodes.store(found, coded, between)
+        self.changes.append(Change("stored", _place(found), detail))
+
+    def _code(self, found: Stored, between: bool, kind: str, sharers: Sequence[Stored]) -> tuple[Coded, FloatArray]:
+        """The codes as constants, and the weight that they stand for."""
+        weight, name = found.weight.values, found.weight.name
+        if kind != "plain":
+            blocks, how = self._blocks(found, sharers, half=kind == "file")
+            return self._nodes.in_blocks(found, blocks, kind, how), found.view.back(blocks.values())
+        if between and self.saturates and found.node.op in ("Conv", "Gemm"):
+            layer = quantize_layer_weight(weight, layout_of(found.node), bounded=True)
+            codes: npt.NDArray[Any] = layer.codes
+            scales = layer.scales.reshape(found.scale_shape)
+        else:
+            form = INT8 if between else self.storing.form
+            codes, scales = quantize_kept(weight, found.kept, form, self.storing.power_of_two)
+        told = INT8.name if between else self.storing.form.name
+        coded = PerChannel(
+            self.writer.constant(f"{name}_codes", codes), self.writer.constant(f"{name}_scale", scales), told
+        )
+        return coded, np.asarray(codes.astype(np.float32) * scales)
+
+    def _blocks(self, found: Stored, sharers: Sequence[Stored], half: bool) -> tuple[Blocks, str]:
+        """Codes in blocks, and how they were rounded: with second moments where that leaves a smaller error."""
+        matrix, size, levels = found.view.matrix(found.weight.values), self.storing.block, self.storing.levels
+        seconds = self._second_moments(found, sharers)
+        if seconds is None:
+            return searched(matrix, size, levels, half=half), "scales searched"
+        parts = np.split(matrix, len(seconds))
+        plain = [searched(part, size, levels, np.diagonal(s), half) for part, s in zip(parts, seconds, strict=True)]
+        fed = [feedback_round(part, s, size, levels, half) for part, s in zip(parts, seconds, strict=True)]
+        best = [
+            one if output_error(part, one.values(), s) <= output_error(part, two.values(), s) else two
+            for part, one, two, s in zip(parts, fed, plain, seconds, strict=True)
+        ]
+        codes, scales = (np.concatenate([getattr(each, what) for each in best]) for what in ("codes", "scales"))
+        return Blocks(codes, scales, size), "rounded with error feedback"
+
+    def _second_moments(self, found: Stored, sharers: Sequence[Stored]) -> list[Wide] | None:
+        """E[x x^T] of each group, over all that read the weight in the same way."""
+        if self.statistics is None or not self.storing.feedback:
+            return None
+        grams = [gram for other in sharers if (gram := self.statistics.gram(other.node)) is not None]
+        rows = sum(gram.rows for gram in grams)
+        if not grams or len({gram.second.shape for gram in grams}) > 1 or grams[0].second.shape[1] != found.view.inputs:
+            return None
+        joined = sum(gram.second * (gram.rows / rows) for gram in grams)
+        return [shrunk(second, rows) for second in np.asarray(joined)]
+
+    def _correct(self, found: Stored, rounded: FloatArray) -> bool:
+        """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
+        layer = self.layers.get(found.node)
+        if layer is None or layer.node.op == "MatMul" or not self.storing.correct_bias or self.statistics is None:
+            return False
+        mean = self.statistics.channel_mean(layer.activation, channel_axis(layer))
+        given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
+        bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
+        new = not isinstance(given, Constant)
+        grows = new and storage.saved_bytes([found], self._bytes) < bias.nbytes + storage.NODE_BYTES
+        if mean is None or grows:
+            return False
+        group = int(layer.node.attrs.get("group", 1))
+        error = mean_output_error(found.weight.values, rounded, layer.layout, group, mean)
+        corrected = self.writer.constant(f"{found.weight.name}_bias", (bias - error).astype(np.float32))
+        self.writer.set_input(layer.node, 2, corrected, layer.body)
+        return True
+
+    def _report_unstored(self, readers: list[Stored], reason: str) -> None:
+        """One entry for each reader that has none yet for the same reason."""
+        known = {(skip.node, skip.reason) for skip in self.skipped}
+        self.skipped += [
+            Skip(_place(found), f"its weight {reason}")
+            for found in readers
+            if (label(found.node), f"its weight {reason}") not in known
+        ]
+
+
+def stays(weight: Constant, served: set[storage.Place], outputs: set[int]) -> str | None:
+    """Why the float values of `weight` stay in the file when `served` read its codes; None when they go.
+
+    outputs: the model's `shared_tensors`.
+    """
+    if id(weight) in outputs:
+        return "is an output too, so its float values stay in the file"
+    others = storage.places(weight) - served
+    if not others:
+        return None
+    return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
+
+
+def _in_blocks(found: Stored, storing: Storing) -> bool:
+    """Whether a weight is coded in blocks: it is wide enough, and rows of a table can be packed."""
+    if storing.bits >= 8 or found.view.inputs < storing.block:
+        return False
+    return found.node.op != "Gather" or found.view.inputs % (2 * storing.block) == 0
+
+
+def _has_gram(model: Model, found: Stored) -> bool:
+    is_layer = found.node.op in ("Conv", "Gemm") or (found.node.op == "MatMul" and found.at == 1)
+    plain = is_layer and len(found.view.grid) == 2 and found.body is model.graph
+    return plain and found.view.inputs <= MOST_INPUTS
+
+
+def _place(found: Stored) -> str:
+    return f"{label(found.node)}, weight {found.weight.name}"
