@@ -190,9 +190,9 @@ def layout_of(node: Node) -> Layout:
     return Layout.COLUMNS if node.attrs.get("transB", 0) else Layout.ROWS
 
 
-def channel_axis(layer: Layer) -> int:
-    """The axis of the layer's input along which its weight adds up."""
-    return 1 if layer.layout is Layout.CONV else -1
+def channel_axis(node: Node) -> int:
+    """The axis of a Conv's, Gemm's or MatMul's input along which its weight adds up."""
+    return 1 if node.op == "Conv" else -1
 
 
 def _zero_pad(node: Node) -> Node | None:

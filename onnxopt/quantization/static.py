@@ -68,7 +68,7 @@ def requests(model: Model, settings: Settings) -> Requests:
         tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
         tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
     means = [
-        (layer.activation, channel_axis(layer))
+        (layer.activation, channel_axis(layer.node))
         for layer in layers
         if settings.correct_bias and layer.body is model.graph
     ]
@@ -296,9 +296,9 @@ class _Work:
     def _corrected(
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
     ) -> FloatArray | None:
-        mean = (
-            self.statistics.channel_mean(layer.activation, channel_axis(layer)) if self.options.correct_bias else None
-        )
+        mean = None
+        if self.options.correct_bias:
+            mean = self.statistics.channel_mean(layer.activation, channel_axis(layer.node))
         if bias is None and layer.node.op == "MatMul":
             if not layer.would_become_gemm(self.outputs):
                 return None
@@ -325,7 +325,7 @@ class _Work:
             storing,
             self.measured,
             self.target.saturates,
-            self.layers,
+            {node: layer.activation for node, layer in self.layers.items() if node.op != "MatMul"},
             self.changes,
             self.skipped,
         )

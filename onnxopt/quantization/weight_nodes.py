@@ -19,7 +19,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.model import Constant, Graph, Model, Variable
+from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.blocks import Blocks
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.writer import FLOAT, QdqWriter
@@ -187,9 +187,10 @@ class WeightNodes:
     def _dequantized(self, found: Stored, coded: PerChannel, turned: bool) -> None:
         """DequantizeLinear per channel. turned: give a Gemm its weight untransposed, which is what has a kernel."""
         node, codes, axis = found.node, coded.codes, found.kept[0]
-        if turned and node.op == "Gemm" and node.attrs.get("transB", 0):
-            codes, axis = self._transposed(codes), 1
-            node.attrs["transB"] = 0
+        if turned and node.op == "Gemm":
+            if node.attrs.get("transB", 0):
+                codes, axis = self._transposed(codes), 1
+            self._plain_gemm(node, found.body)
         vector = self._flat(coded.scales)
         zeros = self._number(f"zeros_{vector.values.size}", np.zeros(vector.values.size, np.int8))
         self._writer.set_input(
@@ -210,14 +211,14 @@ class WeightNodes:
                     block_size=coded.size,
                 )
             if node.op == "Gemm":
-                node.attrs["transB"] = 0
+                self._plain_gemm(node, body)
             self._writer.set_input(node, found.at, self._made[key], body)
             return
         bias = node.inputs[2] if node.op == "Gemm" and len(node.inputs) > 2 else Variable.empty()
         outputs = int(found.weight.data.size) // found.view.inputs
         sizes = {"K": found.view.inputs, "N": outputs, "bits": 4, "block_size": coded.size}
         inputs: list[Source] = [node.inputs[0], coded.codes, coded.scales]
-        if isinstance(bias, Constant) and len(bias.shape) > 1:
+        if isinstance(bias, Constant):
             bias = self._flat(bias)
         if not bias.is_empty():
             inputs += [Variable.empty(), Variable.empty(), bias]
@@ -226,6 +227,12 @@ class WeightNodes:
         )
         if MICROSOFT not in self._model.opset_imports:
             self._model.import_opset(MICROSOFT, 1)
+
+    def _plain_gemm(self, node: Node, body: Graph) -> None:
+        """A Gemm as the runtime's kernel for codes takes it: weight [K, N], bias [N]."""
+        node.attrs["transB"] = 0
+        if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant) and len(node.inputs[2].shape) > 1:
+            self._writer.set_input(node, 2, self._flat(node.inputs[2]), body)
 
     def _rows(self, found: Stored, coded: PerChannel | InBlocks) -> None:
         node, body = found.node, found.body

@@ -20,14 +20,14 @@ import numpy.typing as npt
 
 from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph.edit import label
-from onnxopt.model import Constant, Model, Node
+from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.affine import FloatArray
 from onnxopt.numerics.blocks import Blocks, Levels, Wide, feedback_round, output_error, searched, shrunk
 from onnxopt.numerics.formats import INT8, Format
 from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import storage
-from onnxopt.quantization.layers import Layer, channel_axis, find_layers, layout_of, shared_tensors
+from onnxopt.quantization.layers import channel_axis, layout_of, shared_tensors
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes
@@ -77,19 +77,29 @@ def saves_memory(save: str, target: Target) -> bool:
 def requests(model: Model, storing: Storing, selection: Selection) -> Requests:
     """Second moments for weights that are rounded with them, means for biases that can take an error."""
     wanted = [found for found in storage.find_stored(model) if selection.refuses(found.node) is None]
-    layers = {layer.node: layer for layer in find_layers(model) if isinstance(layer, Layer)}
-    mine = [layers[found.node] for found in wanted if found.node in layers and found.body is model.graph]
-    fed = [found for found in wanted if storing.feedback and _in_blocks(found, storing) and _has_gram(model, found)]
-    biased = [layer for layer in mine if storing.correct_bias and layer.node.op != "MatMul"]
-    means = dict.fromkeys((layer.activation, channel_axis(layer)) for layer in biased)
-    return Requests(grams=tuple(dict.fromkeys(found.node for found in fed)), channel_means=tuple(means))
+    fed = [
+        found.node for found in wanted if storing.feedback and _in_blocks(found, storing) and _has_gram(model, found)
+    ]
+    mine = {found.node for found in wanted if storing.correct_bias}
+    biased = {node: tensor for node, tensor in biased_inputs(model).items() if node in mine}
+    means = dict.fromkeys((tensor, channel_axis(node)) for node, tensor in biased.items())
+    return Requests(grams=tuple(dict.fromkeys(fed)), channel_means=tuple(means))
+
+
+def biased_inputs(model: Model) -> dict[Node, Variable]:
+    """Convs and Gemms of the main graph, which have a place for a bias, and what their weight multiplies."""
+    return {
+        node: node.inputs[0]
+        for node in model.graph.nodes
+        if node.kind in (("", "Conv"), ("", "Gemm")) and isinstance(node.inputs[0], Variable)
+        if not node.attrs.get("transA", 0) and node.attrs.get("alpha", 1.0) == node.attrs.get("beta", 1.0) == 1.0
+    }
 
 
 def store(model: Model, context: Context, storing: Storing, selection: Selection) -> PassResult:
     """Store the selected weights of a model that pay for it."""
     writer = QdqWriter(model)
-    layers = {layer.node: layer for layer in find_layers(model) if isinstance(layer, Layer)}
-    run = WeightStore(model, writer, storing, context.statistics, context.target.saturates, layers)
+    run = WeightStore(model, writer, storing, context.statistics, context.target.saturates, biased_inputs(model))
     wanted: list[Stored] = []
     for found in storage.find_stored(model):
         reason = selection.refuses(found.node)
@@ -110,8 +120,8 @@ def store(model: Model, context: Context, storing: Storing, selection: Selection
 class WeightStore:
     """One run over one model. changes, skipped, stored: grow; `writer.finish` is left to the caller.
 
-    saturates: whether pairs of codes must be bounded where the runtime may run them on integers after all. layers: what
-    biases may be corrected, by node.
+    saturates: whether pairs of codes must be bounded where the runtime may run them on integers after all. inputs:
+    nodes whose bias may be corrected, and the tensor whose mean tells by how much.
     """
 
     model: Model
@@ -119,7 +129,7 @@ class WeightStore:
     storing: Storing
     statistics: Statistics | None
     saturates: bool
-    layers: dict[Node, Layer] = field(default_factory=dict)
+    inputs: dict[Node, Variable] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
 
@@ -168,7 +178,9 @@ class WeightStore:
     def _store(self, found: Stored, between: bool, sharers: Sequence[Stored]) -> None:
         in_blocks = _in_blocks(found, self.storing) and not between
         kind = self._nodes.kind(found, in_blocks, any(other.node.op == "Gather" for other in sharers))
-        key = (found.weight.data.uid, found.view if in_blocks else found.kept, between, kind)
+        own_type = found.node.op == "Gather" and self.storing.form is not INT8
+        axes = found.view if in_blocks else found.kept
+        key = (found.weight.data.uid, axes, between, kind, own_type)
         if key not in self._coded:
             self._coded[key] = self._code(found, between, kind, sharers)
         coded, values = self._coded[key]
@@ -184,16 +196,16 @@ class WeightStore:
         if kind != "plain":
             blocks, how = self._blocks(found, sharers, half=kind == "file")
             return self._nodes.in_blocks(found, blocks, kind, how), found.view.back(blocks.values())
+        # the runtime's Gather knows no 8-bit floats, its integer kernels no scale but int8's
+        form = INT8 if between or found.node.op == "Gather" else self.storing.form
         if between and self.saturates and found.node.op in ("Conv", "Gemm"):
             layer = quantize_layer_weight(weight, layout_of(found.node), bounded=True)
             codes: npt.NDArray[Any] = layer.codes
             scales = layer.scales.reshape(found.scale_shape)
         else:
-            form = INT8 if between else self.storing.form
             codes, scales = quantize_kept(weight, found.kept, form, self.storing.power_of_two)
-        told = INT8.name if between else self.storing.form.name
         coded = PerChannel(
-            self.writer.constant(f"{name}_codes", codes), self.writer.constant(f"{name}_scale", scales), told
+            self.writer.constant(f"{name}_codes", codes), self.writer.constant(f"{name}_scale", scales), form.name
         )
         return coded, np.asarray(codes.astype(np.float32) * scales)
 
@@ -205,7 +217,7 @@ class WeightStore:
             return searched(matrix, size, levels, half=half), "scales searched"
         parts = np.split(matrix, len(seconds))
         plain = [searched(part, size, levels, np.diagonal(s), half) for part, s in zip(parts, seconds, strict=True)]
-        fed = [feedback_round(part, s, size, levels, half) for part, s in zip(parts, seconds, strict=True)]
+        fed = [feedback_round(part, s, size, levels, half=half) for part, s in zip(parts, seconds, strict=True)]
         best = [
             one if output_error(part, one.values(), s) <= output_error(part, two.values(), s) else two
             for part, one, two, s in zip(parts, fed, plain, seconds, strict=True)
@@ -226,20 +238,21 @@ class WeightStore:
 
     def _correct(self, found: Stored, rounded: FloatArray) -> bool:
         """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
-        layer = self.layers.get(found.node)
-        if layer is None or layer.node.op == "MatMul" or not self.storing.correct_bias or self.statistics is None:
+        node, measured = found.node, self.inputs.get(found.node)
+        if measured is None or not self.storing.correct_bias or self.statistics is None:
             return False
-        mean = self.statistics.channel_mean(layer.activation, channel_axis(layer))
-        given = layer.node.inputs[2] if len(layer.node.inputs) > 2 else None
-        bias = given.values if isinstance(given, Constant) else np.zeros(layer.channels, np.float32)
-        new = not isinstance(given, Constant)
-        grows = new and storage.saved_bytes([found], self._bytes) < bias.nbytes + storage.NODE_BYTES
-        if mean is None or grows:
+        mean = self.statistics.channel_mean(measured, channel_axis(node))
+        given = node.inputs[2] if len(node.inputs) > 2 and not node.inputs[2].is_empty() else None
+        if mean is None or not (given is None or isinstance(given, Constant)):
             return False
-        group = int(layer.node.attrs.get("group", 1))
-        error = mean_output_error(found.weight.values, rounded, layer.layout, group, mean)
+        layout = layout_of(node)
+        bias = np.zeros(found.weight.shape[layout.axis], np.float32) if given is None else given.values
+        if given is None and storage.saved_bytes([found], self._bytes) < bias.nbytes + storage.NODE_BYTES:
+            return False
+        group = int(node.attrs.get("group", 1))
+        error = mean_output_error(found.weight.values, rounded, layout, group, mean)
         corrected = self.writer.constant(f"{found.weight.name}_bias", (bias - error).astype(np.float32))
-        self.writer.set_input(layer.node, 2, corrected, layer.body)
+        self.writer.set_input(node, 2, corrected, found.body)
         return True
 
     def _report_unstored(self, readers: list[Stored], reason: str) -> None:
