@@ -21,6 +21,7 @@ class Int8(Pass):
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
+    feedback: bool = option(False, "round weights so that, on the inputs seen, errors make good for each other")
     calibrator: tuple[str, ...] = option(
         ("minmax",), f"how ranges are chosen, of several the one that does best: {', '.join(CALIBRATORS)}"
     )
@@ -57,4 +58,5 @@ class Int8(Pass):
             calibrators=self.calibrator,
             min_sqnr=self.min_sqnr,
             all_layers=self.all_layers,
+            feedback=self.feedback,
         )

@@ -135,8 +135,8 @@ def feedback_round(
     Inputs are rounded one after the other; the error of each, divided by how freely it moves given the later ones, is
     taken out of these. scales: [R, ceil(K / size)]; by default they are searched when a block is reached, for the
     weights as they are by then, and rounded to float16 with `half`. pair_limit: the largest same-sign sum that codes of
-    inputs 2 j and 2 j + 1 may have (`saturation`). Inputs that were always zero round to nearest. Time R K^2, memory K^2
-    float64.
+    inputs 2 j and 2 j + 1 may have (`saturation`). Inputs that were always zero round to nearest. Time R K^2, memory
+    K^2 float64.
     """
     left = np.array(matrix, np.float64)
     rows, width = left.shape

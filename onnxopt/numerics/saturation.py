@@ -15,6 +15,7 @@ For m = 255 a pair of the same sign may sum to 128: 127 and 1 are fine, 127 and 
 """
 
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +45,22 @@ def kernel_order(weight: npt.NDArray[np.generic], layout: Layout) -> npt.NDArray
     if layout is Layout.CONV:
         weight = np.moveaxis(weight, 1, -1)
     return np.ascontiguousarray(weight).reshape(weight.shape[0], -1)
+
+
+def gram_order(weight: npt.NDArray[np.generic], layout: Layout) -> npt.NDArray[np.intp]:
+    """Where each k of the kernels' order stands among the inputs in the order of the weight's own axes, [K]."""
+    if layout is not Layout.CONV:
+        return np.arange(weight.shape[0 if layout is Layout.ROWS else 1])
+    return np.moveaxis(np.arange(weight[0].size).reshape(weight.shape[1:]), 0, -1).reshape(-1)
+
+
+def from_kernel_order(ordered: npt.NDArray[np.generic], shape: tuple[int, ...], layout: Layout) -> npt.NDArray[Any]:
+    """A weight of `shape` from its matrix [N, K] in the kernels' order: undoes `kernel_order`."""
+    if layout is Layout.ROWS:
+        return np.ascontiguousarray(ordered.T)
+    if layout is Layout.COLUMNS:
+        return np.ascontiguousarray(ordered)
+    return np.ascontiguousarray(np.moveaxis(ordered.reshape(shape[0], *shape[2:], shape[1]), -1, 1))
 
 
 def max_pair_sum(weight: npt.NDArray[np.generic], layout: Layout) -> npt.NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,8 +11,17 @@ import numpy.typing as npt
 
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import CodeArray, FloatArray
+from onnxopt.numerics.blocks import Levels, Wide, feedback_round, output_error
 from onnxopt.numerics.formats import INT8, Format, scales_for
-from onnxopt.numerics.saturation import Layout, max_pair_sum, pair_bound_scales
+from onnxopt.numerics.saturation import (
+    Layout,
+    from_kernel_order,
+    gram_order,
+    kernel_order,
+    max_pair_sum,
+    pair_bound_scales,
+    pair_limit,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +74,31 @@ def quantize_layer_weight(
     codes = affine.quantize_weight(weight, scales, layout.axis)
     largest = int(max_pair_sum(codes, layout).max(initial=0))
     return LayerWeight(codes, scales, float((scales / plain).mean()), largest)
+
+
+def fed_back(
+    weight: FloatArray, layout: Layout, nearest: LayerWeight, seconds: Sequence[Wide], bounded: bool
+) -> LayerWeight:
+    """The codes of `nearest` chosen anew, at the same scales, so that errors make good for each other.
+
+    seconds: E[x x^T] of each group, inputs in the order of the weight's own axes (`blocks.feedback_round`). bounded: as
+    in `quantize_layer_weight`. A group whose error would not fall keeps its codes.
+    """
+    order, limit = gram_order(weight, layout), pair_limit(255) if bounded else None
+    ordered = np.asarray(kernel_order(weight, layout), np.float64)
+    before = np.asarray(kernel_order(nearest.codes, layout), np.int8)
+    levels, codes = Levels(-affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT), np.array(before)
+    each = len(ordered) // len(seconds)
+    for group, second in enumerate(seconds):
+        rows = slice(group * each, (group + 1) * each)
+        turned = np.asarray(second[np.ix_(order, order)])
+        scales = nearest.scales[rows, None]
+        found = feedback_round(ordered[rows], turned, len(order), levels, scales=scales, pair_limit=limit)
+        errors = [output_error(ordered[rows], scales * taken, turned) for taken in (found.codes, before[rows])]
+        if errors[0] < errors[1]:
+            codes[rows] = found.codes
+    chosen = from_kernel_order(codes, tuple(weight.shape), layout)
+    return replace(nearest, codes=chosen, largest_pair=int(max_pair_sum(chosen, layout).max(initial=0)))
 
 
 def quantize_kept(

@@ -24,12 +24,13 @@ from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import QParams
-from onnxopt.numerics.weights import LayerWeight, mean_output_error, quantize_layer_weight, trouble
+from onnxopt.numerics.weights import LayerWeight, fed_back, mean_output_error, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import qdq, storage
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
+from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
 from onnxopt.quantization.weight_store import Storing, WeightStore, stays
 from onnxopt.quantization.writer import QdqWriter
@@ -49,6 +50,7 @@ class Settings:
     storage: store weights as int8 that no integer kernel serves. islands: keep codes between layers. correct_bias: take
     the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
     min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
+    feedback: round weights with second moments of their inputs.
     """
 
     storage: bool = True
@@ -57,6 +59,7 @@ class Settings:
     calibrators: tuple[str, ...] = ("minmax",)
     min_sqnr: float = 3.0
     all_layers: bool = False
+    feedback: bool = False
 
 
 def requests(model: Model, settings: Settings) -> Requests:
@@ -72,7 +75,10 @@ def requests(model: Model, settings: Settings) -> Requests:
         for layer in layers
         if settings.correct_bias and layer.body is model.graph
     ]
-    return calibration_requests(tensors, settings.calibrators) | Requests(channel_means=tuple(means))
+    grams = affordable([layer.node for layer in layers if layer.body is model.graph]) if settings.feedback else []
+    return calibration_requests(tensors, settings.calibrators) | Requests(
+        channel_means=tuple(means), grams=tuple(grams)
+    )
 
 
 def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
@@ -267,6 +273,11 @@ class _Work:
             biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
             bounded = self.target.saturates and not all(each.depthwise for each, _ in sharers)
             found = quantize_layer_weight(values, layer.layout, bounded, biases)
+            seconds = (
+                second_moments(self.statistics, [each.node for each, _ in sharers]) if self.options.feedback else None
+            )
+            if seconds is not None:
+                found = fed_back(values, layer.layout, found, seconds, bounded)
             codes = self.writer.constant(f"{layer.weight.name}_codes", found.codes)
             scales = self.writer.constant(f"{layer.weight.name}_scale", found.scales)
             zeros = self.writer.constant(f"{layer.weight.name}_zero_point", np.zeros(layer.channels, np.int8))

@@ -22,20 +22,19 @@ from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.affine import FloatArray
-from onnxopt.numerics.blocks import Blocks, Levels, Wide, feedback_round, output_error, searched, shrunk
+from onnxopt.numerics.blocks import Blocks, Levels, Wide, feedback_round, output_error, searched
 from onnxopt.numerics.formats import INT8, Format
 from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import storage
 from onnxopt.quantization.layers import channel_axis, layout_of, shared_tensors
+from onnxopt.quantization.moments import second_moments
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes
 from onnxopt.quantization.writer import QdqWriter
 from onnxopt.target import Target
 
-# Inputs of a layer up to which second moments of all pairs are gathered: 4,608^2 float64 take 170 MB.
-MOST_INPUTS = 4608
 # Inputs that share a scale; fewer of them than half a block would cost more in scales than 4 bits save.
 BLOCK = 32
 # What a user may ask to save.
@@ -83,7 +82,7 @@ def requests(model: Model, storing: Storing, selection: Selection) -> Requests:
     mine = {found.node for found in wanted if storing.correct_bias}
     biased = {node: tensor for node, tensor in biased_inputs(model).items() if node in mine}
     means = dict.fromkeys((tensor, channel_axis(node)) for node, tensor in biased.items())
-    return Requests(grams=tuple(dict.fromkeys(fed)), channel_means=tuple(means))
+    return Requests(grams=tuple(fed), channel_means=tuple(means))
 
 
 def biased_inputs(model: Model) -> dict[Node, Variable]:
@@ -229,12 +228,8 @@ class WeightStore:
         """E[x x^T] of each group, over all that read the weight in the same way."""
         if self.statistics is None or not self.storing.feedback:
             return None
-        grams = [gram for other in sharers if (gram := self.statistics.gram(other.node)) is not None]
-        rows = sum(gram.rows for gram in grams)
-        if not grams or len({gram.second.shape for gram in grams}) > 1 or grams[0].second.shape[1] != found.view.inputs:
-            return None
-        joined = sum(gram.second * (gram.rows / rows) for gram in grams)
-        return [shrunk(second, rows) for second in np.asarray(joined)]
+        seconds = second_moments(self.statistics, [other.node for other in sharers])
+        return seconds if seconds is not None and len(seconds[0]) == found.view.inputs else None
 
     def _correct(self, found: Stored, rounded: FloatArray) -> bool:
         """Take the mean error of a stored weight out of its Conv's or Gemm's bias, where the input's mean is known."""
@@ -287,8 +282,7 @@ def _in_blocks(found: Stored, storing: Storing) -> bool:
 
 def _has_gram(model: Model, found: Stored) -> bool:
     is_layer = found.node.op in ("Conv", "Gemm") or (found.node.op == "MatMul" and found.at == 1)
-    plain = is_layer and len(found.view.grid) == 2 and found.body is model.graph
-    return plain and found.view.inputs <= MOST_INPUTS
+    return is_layer and len(found.view.grid) == 2 and found.body is model.graph
 
 
 def _place(found: Stored) -> str:

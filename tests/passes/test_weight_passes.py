@@ -96,7 +96,8 @@ KINDS: dict[str, tuple[str, dict[str, Array], dict[str, Array]]] = {
         {"x": normal(6, 2, 48)},
     ),
     "gru": (
-        'g (float[t, n, 48] x) => (float[y0, y1, y2, y3] y) { y = GRU<hidden_size = 40, direction = "bidirectional">(x, w, r) }',
+        "g (float[t, n, 48] x) => (float[y0, y1, y2, y3] y) "
+        '{ y = GRU<hidden_size = 40, direction = "bidirectional">(x, w, r) }',
         {"w": weight(2, 120, 48), "r": weight(2, 120, 40)},
         {"x": normal(6, 2, 48)},
     ),
