@@ -14,6 +14,7 @@ _QUANTIZED = frozenset(
     {
         "ConvInteger",
         "DequantizeLinear",
+        "DynamicQuantizeLSTM",
         "DynamicQuantizeLinear",
         "DynamicQuantizeMatMul",
         "MatMulInteger",

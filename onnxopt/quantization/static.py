@@ -34,9 +34,6 @@ from onnxopt.quantization.layers import FloatArray, Layer, find_layers, shared_t
 from onnxopt.quantization.precision import before_logarithms
 from onnxopt.quantization.writer import QdqWriter
 
-# Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
-SMALL_COPY = 1024
-
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
 Written = tuple[LayerWeight, Constant, Constant, Constant]
 Key = tuple[int, ...]
@@ -224,23 +221,13 @@ class _Work:
             plans = [(body, self._plan(body, layers, skipped)) for body, layers in _by_body(self.model, candidates)]
             chosen = [layer for _, island in plans for layer in island.layers]
             served = storable | {(layer.node, 1) for layer in chosen}
-            large = {layer.weight for layer in chosen if layer.weight.data.size > SMALL_COPY}
-            stays = {weight: reason for weight in large if (reason := self._stays(weight, served)) is not None}
+            stays = storage.doubled({layer.weight for layer in chosen}, served, self.outputs)
             doubled = {layer: stays[layer.weight] for layer in chosen if layer.weight in stays}
             if not doubled:
                 self.skipped += skipped
                 return plans
             self.skipped += [Skip(layer.name, f"its weight {reason}") for layer, reason in doubled.items()]
             candidates = [layer for layer in candidates if layer not in doubled]
-
-    def _stays(self, weight: Constant, served: set[storage.Place]) -> str | None:
-        """Why the float values of `weight` stay in the file when `served` read its codes; None when they go."""
-        if id(weight) in self.outputs:
-            return "is an output too, so its float values stay in the file"
-        others = storage.places(weight) - served
-        if not others:
-            return None
-        return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
 
     def _plan(self, body: Graph, layers: list[Layer], skipped: list[Skip]) -> Islands:
         def known(tensor: Variable) -> bool:
@@ -340,7 +327,8 @@ class _Work:
             reason = trouble(weight.values)
             chosen: list[storage.Stored] = []
             if reason is None:
-                reason = self._stays(weight, {found.place for found in readers}) if pays else None
+                places = {found.place for found in readers}
+                reason = storage.stays_float(weight, places, self.outputs) if pays else None
                 chosen = readers if pays and reason is None else between
             for found in chosen:
                 self._store(found, found in between)

@@ -1,0 +1,33 @@
+"""8-bit integer layers whose input scales are found at run time, without data: `quantization.dynamic` says how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from onnxopt.model import Model
+from onnxopt.passbase import Context, Effect, Pass, PassResult, option
+from onnxopt.quantization import dynamic
+from onnxopt.quantization.selection import Selection
+
+
+@dataclass(frozen=True)
+class Int8Dynamic(Pass):
+    """Run MatMul, Gemm and LSTM on 8-bit integers, scales of inputs taken at run time: needs no data."""
+
+    name: ClassVar[str] = "int8_dynamic"
+    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "convert_opset")
+    exclude: tuple[str, ...] = option((), "nodes to leave float, by name or pattern")
+    only: tuple[str, ...] = option((), "the only nodes to quantize, by name or pattern")
+    min_weights: int = option(4096, "smallest number of weights that a layer is quantized for", minimum=1)
+    all_layers: bool = option(False, "quantize layers too whose inputs cost more to convert than integers save")
+
+    @property
+    def effect(self) -> Effect:
+        """Lossy, always."""
+        return Effect.LOSSY
+
+    def run(self, model: Model, context: Context) -> PassResult:
+        """Quantize the layers that pay."""
+        settings = dynamic.Settings(Selection(self.exclude, self.only), self.min_weights, self.all_layers)
+        return dynamic.quantize(model, context.target, settings)
