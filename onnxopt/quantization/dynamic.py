@@ -16,9 +16,10 @@ and DynamicQuantizeMatMul written out for each of three layers 384 x 384 took 1.
 
     LSTM(x, W, R, ...)     com.microsoft.DynamicQuantizeLSTM(x, int8 W', int8 R', ..., scales)    W' = [D, inputs, 4 H]
 
-Its scales are per channel. Where saturation is ruled out that is as accurate as one scale a direction (random weights,
-0.1 to 2 dB better with pair bounds), and better where channels differ in range; only with saturating pairs, which large
-codes in every channel make more frequent, it is worse.
+Its scales are per channel. A simulation of 50 steps with 128 inputs, 256 states and normally distributed weights gave
+37.0 dB with one scale a direction and 39.1 with one a channel; where pairs saturate 36.9 and 28.7, because the codes of
+every channel fill their range; with pair bounds 38.1 a channel. (Evenly distributed weights: 40.1 and 40.1, saturating
+18.7 and 18.3, bounded 38.7.) So scales per channel need the bounds, and with them lose nothing to saturation.
 
 Left float: GRU and RNN, which have no kernel; Conv, whose ConvInteger takes 1.03 (unsigned weights) to 4.8 (signed)
 times as long as the float Conv.
