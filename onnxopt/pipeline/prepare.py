@@ -15,6 +15,7 @@ _QUANTIZED = frozenset(
     {
         "ConvInteger",
         "DequantizeLinear",
+        "DynamicQuantizeLSTM",
         "DynamicQuantizeLinear",
         "DynamicQuantizeMatMul",
         "MatMulInteger",

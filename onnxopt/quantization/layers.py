@@ -135,7 +135,8 @@ def shared_tensors(model: Model) -> set[int]:
     return found
 
 
-def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
+def unfit_weight(node: Node, body: Graph) -> str | None:
+    """Why the weight of a Conv, Gemm or MatMul, in the body that holds it, can't be 8-bit codes; None when it can."""
     if body.function is not None:
         return "it is in a local function, which several callers share"
     activation, weight = node.inputs[0], node.inputs[1]
@@ -150,8 +151,14 @@ def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
     if node.op != "Conv" and len(weight.shape) != 2:
         return f"its weight has {len(weight.shape)} axes; the integer kernel takes 2"
     found = trouble(weight.values)
+    return None if found is None else f"its weight {found}"
+
+
+def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
+    weight = node.inputs[1]
+    found = unfit_weight(node, body)
     if found is not None:
-        return f"its weight {found}"
+        return found
     if len(node.inputs) > 2 and not node.inputs[2].is_empty() and not _is_bias(node.inputs[2], weight, node):
         return "its bias is not a constant with one value per output channel"
     if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant) and not np.isfinite(node.inputs[2].values).all():

@@ -23,10 +23,11 @@ class Selection:
 
     def refuses(self, node: Node) -> str | None:
         """Why the node is not to be touched, or None."""
-        if _matches(node, self.exclude):
-            return "excluded by name"
+        found = next((pattern for pattern in self.exclude if _matches(node, (pattern,))), None)
+        if found is not None:
+            return f"excluded by {found!r}"
         if self.only and not _matches(node, self.only):
-            return "not among those named"
+            return f"not among only={'+'.join(self.only)}"
         return None
 
     def check(self, model: Model, of: str) -> None:
@@ -49,4 +50,5 @@ def _names(node: Node) -> set[str]:
 
 
 def _same(name: str, pattern: str) -> bool:
+    # names may hold brackets of their own
     return name == pattern or fnmatchcase(name, pattern)

@@ -32,11 +32,8 @@ from onnxopt.quantization.islands import Islands, drop_unprofitable, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
-from onnxopt.quantization.weight_store import Storing, WeightStore, stays
+from onnxopt.quantization.weight_store import Storing, WeightStore
 from onnxopt.quantization.writer import QdqWriter
-
-# Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
-SMALL_COPY = 1024
 
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
 Written = tuple[LayerWeight, Constant, Constant, Constant]
@@ -230,9 +227,8 @@ class _Work:
             plans = [(body, self._plan(body, layers, skipped)) for body, layers in _by_body(self.model, candidates)]
             chosen = [layer for _, island in plans for layer in island.layers]
             served = storable | {(layer.node, 1) for layer in chosen}
-            large = {layer.weight for layer in chosen if layer.weight.data.size > SMALL_COPY}
-            kept = {weight: reason for weight in large if (reason := stays(weight, served, self.outputs)) is not None}
-            doubled = {layer: kept[layer.weight] for layer in chosen if layer.weight in kept}
+            stays = storage.doubled({layer.weight for layer in chosen}, served, self.outputs)
+            doubled = {layer: stays[layer.weight] for layer in chosen if layer.weight in stays}
             if not doubled:
                 self.skipped += skipped
                 return plans

@@ -6,13 +6,14 @@ model: float speed, a quarter of the file. A table behind Gather is never folded
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.numerics.affine import FloatArray
 
@@ -21,6 +22,9 @@ Place = tuple[Node, int]
 
 # Bytes that two nodes, a scale tensor's header and their names take in the file, as measured on saved models.
 NODE_BYTES = 220
+
+# Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
+SMALL_COPY = 1024
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,25 @@ class Stored:
 def places(weight: Constant) -> set[Place]:
     """Every (node, input) of any body that reads `weight`."""
     return {(node, at) for node in weight.outputs for at, tensor in enumerate(node.inputs) if tensor is weight}
+
+
+def stays_float(weight: Constant, served: set[Place], outputs: set[int]) -> str | None:
+    """Why the float values of `weight` stay in the file when `served` read its codes; None when they go.
+
+    outputs: the model's `shared_tensors`.
+    """
+    if id(weight) in outputs:
+        return "is an output too, so its float values stay in the file"
+    others = places(weight) - served
+    if not others:
+        return None
+    return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
+
+
+def doubled(weights: Iterable[Constant], served: set[Place], outputs: set[int]) -> dict[Constant, str]:
+    """Those weights whose codes would only come on top of their float values, and why (`stays_float`)."""
+    large = {weight for weight in weights if weight.data.size > SMALL_COPY}
+    return {weight: reason for weight in large if (reason := stays_float(weight, served, outputs)) is not None}
 
 
 def saved_bytes(readers: Sequence[Stored], size_of: Callable[[Stored], int] | None = None) -> int:

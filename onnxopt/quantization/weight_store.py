@@ -159,7 +159,9 @@ class WeightStore:
             reason = trouble(weight.values)
             chosen: list[Stored] = []
             if reason is None:
-                reason = stays(weight, {found.place for found in readers}, self._outputs) if pays else None
+                reason = (
+                    storage.stays_float(weight, {found.place for found in readers}, self._outputs) if pays else None
+                )
                 chosen = readers if pays and reason is None else between
             for found in chosen:
                 self._store(found, found in between, [other for other in chosen if other.view == found.view])
@@ -258,19 +260,6 @@ class WeightStore:
             for found in readers
             if (label(found.node), f"its weight {reason}") not in known
         ]
-
-
-def stays(weight: Constant, served: set[storage.Place], outputs: set[int]) -> str | None:
-    """Why the float values of `weight` stay in the file when `served` read its codes; None when they go.
-
-    outputs: the model's `shared_tensors`.
-    """
-    if id(weight) in outputs:
-        return "is an output too, so its float values stay in the file"
-    others = storage.places(weight) - served
-    if not others:
-        return None
-    return f"is read in float by {min(label(node) for node, _ in others)} too, so its float values stay in the file"
 
 
 def _in_blocks(found: Stored, storing: Storing) -> bool:

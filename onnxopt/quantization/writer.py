@@ -28,6 +28,7 @@ class QdqWriter:
         self._inner = inner_bodies(model)
         self._touched: dict[int, Graph] = {}
         self._made: dict[tuple[int, ...], Variable] = {}
+        self._coded: dict[tuple[int, int], tuple[Variable, Variable, Variable]] = {}
         self._params: dict[tuple[bytes, bytes], tuple[Constant, Constant]] = {}
         self._shared: dict[tuple[bytes, ...], Constant] = {}
         self._replaced: list[Constant] = []
@@ -64,6 +65,18 @@ class QdqWriter:
             restored.dtype, restored.shape = np.dtype(np.float32), tensor.shape
             self._made[key] = restored
         return self._made[key]
+
+    def dynamic(self, tensor: Variable, body: Graph) -> tuple[Variable, Variable, Variable]:
+        """(uint8 codes, scale, zero-point) of `tensor`, found when the model runs: one node per tensor and body."""
+        key = (id(tensor), id(body))
+        if key not in self._coded:
+            codes = self.node(body, "DynamicQuantizeLinear", [tensor], f"{tensor.name}_codes")
+            scale = Variable(self._names.tensor(f"{tensor.name}_scale"), np.dtype(np.float32), [])
+            zero = Variable(self._names.tensor(f"{tensor.name}_zero_point"), np.dtype(np.uint8), [])
+            codes.dtype, codes.shape = np.dtype(np.uint8), tensor.shape
+            codes.inputs[0].outputs = [codes, scale, zero]
+            self._coded[key] = codes, scale, zero
+        return self._coded[key]
 
     def _scale_and_zero(self, base: str, params: QParams) -> tuple[Constant, Constant]:
         key = (params.scale.tobytes(), bytes(str(params.dtype), "ascii") + params.zero_point.tobytes())

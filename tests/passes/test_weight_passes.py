@@ -309,8 +309,8 @@ def test_named_nodes_stay_and_unknown_names_are_refused() -> None:
             (s.node.split(",")[0], s.reason) for s in result.skipped
         ]
 
-    assert changed("int4:exclude=first/*") == (["second/layer"], [("first/layer", "excluded by name")])
-    assert changed("int4:only=first/layer") == (["first/layer"], [("second/layer", "not among those named")])
+    assert changed("int4:exclude=first/*") == (["second/layer"], [("first/layer", "excluded by 'first/*'")])
+    assert changed("int4:only=first/layer") == (["first/layer"], [("second/layer", "not among only=first/layer")])
     with pytest.raises(UsageError, match="no node is called 'frist/layer'") as caught:
         changed("int4:exclude=frist/layer")
     assert "first/layer" in caught.value.remedy
