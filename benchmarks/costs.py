@@ -3,8 +3,9 @@
     python -m benchmarks.costs [NAME ...] [--seconds 1] [--repeats 3] [--write] [--target x86-vnni]
 
 Each row holds one network against another: float against signed weights (u8s8), unsigned ones (u8u8), or an input
-quantized at run time (dynamic). Integer networks take and give codes, so a ratio is that of the kernels alone. A ratio
-is the median over the repeats of medians of interleaved runs, optimized, one thread. NAME picks rows. --write needs all
+quantized at run time (dynamic), integer networks taking and giving codes; five layers in float against one or three of
+them on codes (island); operators; conversions; one node against a chain of them. Optimized, one thread; runs take
+turns, and the lower tenth of each counts, so that other programs disturb little. NAME picks rows. --write needs all
 rows, and puts ratios, facts, processor and versions into onnxopt/target/measured/TARGET.json, which the target reads
 from then on. Only ratios within one table mean anything; run it on a quiet machine.
 """
@@ -17,6 +18,7 @@ import math
 import platform
 import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +32,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from onnxopt.feeds import Sample
 from onnxopt.runtime import Session
-from onnxopt.runtime.latency import measure
 from onnxopt.target import cpu
 from onnxopt.target.costs import MEASURED
 
 Array = npt.NDArray[Any]
+FEWEST_RUNS = 20  # of each network and repeat
 CHAIN = 64  # nodes of the networks that measure what one node costs
 
 
@@ -76,6 +78,13 @@ DEPTHWISE = {
     "depthwise 3x3 64@56": Layer("Conv", (1, 64, 56, 56), (64, 1, 3, 3), 64),
 }
 ELEMENTS = (1, 64, 56, 56)
+# 1x1 convolutions, so that what a border costs is not lost in them
+ISLANDS = {
+    "island 64@40": Layer("Conv", (1, 64, 40, 40), (64, 64, 1, 1)),
+    "island 64@28": Layer("Conv", (1, 64, 28, 28), (64, 64, 1, 1)),
+    "island 64@14": Layer("Conv", (1, 64, 14, 14), (64, 64, 1, 1)),
+    "island 16@7": Layer("Conv", (1, 16, 7, 7), (16, 16, 1, 1)),
+}
 
 
 class Network:
@@ -98,6 +107,10 @@ class Network:
         names = [self.constant(f"{output}_scale", np.array(0.05, np.float32))]
         names.append(self.constant(f"{output}_zero", np.array(zero, np.uint8)))
         return self.node(kind, [tensor, *names], output)
+
+    def pair(self, tensor: str, output: str) -> str:
+        """`tensor` through QuantizeLinear and DequantizeLinear."""
+        return self.scale("DequantizeLinear", self.scale("QuantizeLinear", tensor, f"{output}_codes", 0), output, 0)
 
     def serialized(self, inputs: dict[str, tuple[int, tuple[int, ...]]], output: tuple[str, int]) -> bytes:
         """The model. inputs: name -> (element type, shape). output: name and element type."""
@@ -149,6 +162,26 @@ def layer_network(layer: Layer, kind: str) -> bytes:
     return net.serialized({"x": (TensorProto.UINT8, layer.shape)}, ("y", TensorProto.UINT8))
 
 
+def island_network(layer: Layer, quantized: str) -> bytes:
+    """Five of the layer, with Relu, in a row: those with a `q` in `quantized` run on codes, `f` on floats."""
+    net = Network()
+    rng = np.random.default_rng(0)
+    tensor, coded = "x", False
+    for index, kind in enumerate(quantized):
+        values = rng.standard_normal(layer.weight).astype(np.float32) / 8
+        name = net.constant(f"w{index}", values)
+        if kind == "q":
+            codes = net.constant(f"c{index}", np.clip(np.rint(values * 64), -64, 64).astype(np.int8))
+            scales = net.constant(f"s{index}", np.full(layer.weight[0], 1 / 64, np.float32))
+            zeros = net.constant(f"z{index}", np.zeros(layer.weight[0], np.int8))
+            name = net.node("DequantizeLinear", [codes, scales, zeros], f"d{index}", axis=0)
+            tensor = tensor if coded else net.pair(tensor, f"before{index}")
+        tensor = net.node("Relu", [net.node("Conv", [tensor, name], f"y{index}")], f"r{index}")
+        coded = kind == "q"
+        tensor = net.pair(tensor, f"after{index}") if coded else tensor
+    return net.serialized({"x": (TensorProto.FLOAT, layer.shape)}, (tensor, TensorProto.FLOAT))
+
+
 def element_network(op: str, integer: bool) -> bytes:
     """One operator on tensors of `ELEMENTS`, on floats or on codes."""
     net = Network()
@@ -191,24 +224,34 @@ def feed(session: Session) -> Sample:
 
 
 def milliseconds(one: bytes, other: bytes, args: argparse.Namespace) -> tuple[float, float]:
-    """Milliseconds of a run of `one`, and the ratio of `other` to it: medians over the repeats.
+    """Milliseconds of a run of `one`, and the ratio of `other` to it.
 
-    The two are timed on feeds of their own; a pair that takes the same inputs takes turns.
+    Runs take turns in the order A B B A; a network's time is the lower tenth of its runs, which other programs disturb
+    least. Medians over the repeats.
     """
-    first, second = Session(one), Session(other)
-    taken = _BothFed(first), _BothFed(second)
-    found = [measure(*taken, [{}], seconds=args.seconds) for _ in range(args.repeats)]  # type: ignore[arg-type]
-    return statistics.median(row.reference_ms for row in found), statistics.median(row.ratio for row in found)
+    runners = [runner(one), runner(other)]
+    times, ratios = [], []
+    for _ in range(args.repeats):
+        taken: tuple[list[float], list[float]] = ([], [])
+        end = time.perf_counter() + args.seconds
+        while len(taken[0]) < FEWEST_RUNS or time.perf_counter() < end:
+            for index in (0, 1, 1, 0):
+                start = time.perf_counter()
+                runners[index]()
+                taken[index].append(time.perf_counter() - start)
+        first, second = (float(np.quantile(each, 0.1)) for each in taken)
+        times.append(first * 1e3)
+        ratios.append(second / first)
+    return statistics.median(times), statistics.median(ratios)
 
 
-class _BothFed:
-    """A session with a feed of its own, so that sessions of different input types can take turns."""
-
-    def __init__(self, session: Session) -> None:
-        self._session, self._feed = session, feed(session).inputs
-
-    def run(self, _: object) -> dict[str, Any]:
-        return self._session.run(self._feed)
+def runner(model: bytes) -> Callable[[], object]:
+    """What runs a model once, on a feed of its own; warm."""
+    session = Session(model)
+    inputs = feed(session).inputs
+    for _ in range(3):
+        session.run(inputs)
+    return lambda: session.run(inputs)
 
 
 @dataclass(frozen=True)
@@ -234,6 +277,14 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
             lambda op=op: element_network(op, False),  # type: ignore[misc]
             {"integer": lambda op=op: element_network(op, True)},  # type: ignore[misc]
         )
+    for name, layer in ISLANDS.items():
+        makers[name] = (
+            lambda layer=layer: island_network(layer, "fffff"),  # type: ignore[misc]
+            {
+                "one": lambda layer=layer: island_network(layer, "ffqff"),  # type: ignore[misc]
+                "three": lambda layer=layer: island_network(layer, "fqqqf"),  # type: ignore[misc]
+            },
+        )
     makers["convert"] = (
         lambda: convert_network("QuantizeLinear"),
         {"dequantize": lambda: convert_network("DequantizeLinear")},
@@ -245,6 +296,23 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
         found = {kind: milliseconds(make(), other(), args) for kind, other in others.items()}
         reference = statistics.median(ms for ms, _ in found.values())
         yield Row(name, reference, {kind: ratio for kind, (_, ratio) in found.items()})
+
+
+def borders(table: dict[str, Row]) -> tuple[float, float]:
+    """(ns an element, ns whatever the size) that it takes to get into an island of codes, or out of it.
+
+    With g the gain of one layer on codes and b what both borders take, one such layer among five changes the time by
+    b - g, three in a row by b - 3 g. That b is fitted by a line over the elements of a border: conversion, and the
+    changes of layout that come with it.
+    """
+    sizes, times = [], []
+    for name, layer in ISLANDS.items():
+        row = table[name]
+        one, three = ((row.ratios[kind] - 1) * row.reference_ms * 1e6 for kind in ("one", "three"))
+        sizes.append(math.prod(layer.shape))
+        times.append((3 * one - three) / 4)
+    convert, node = np.polyfit(sizes, times, 1, w=1 / np.sqrt(sizes))
+    return float(convert), float(node)
 
 
 def facts(table: dict[str, Row]) -> dict[str, float]:
@@ -260,6 +328,7 @@ def facts(table: dict[str, Row]) -> dict[str, float]:
             figures.append(max(ms - call, 0.05 * ms) * 1e6 / units)
         return math.exp(statistics.fmean(map(math.log, figures)))
 
+    convert, node = borders(table)
     dense = {name: layer.macs for name, layer in DENSE.items()}
     depthwise = {name: layer.macs for name, layer in DEPTHWISE.items()}
     dynamic = {name: layer.macs for name, layer in DENSE.items() if layer.op == "MatMul"}
@@ -274,8 +343,8 @@ def facts(table: dict[str, Row]) -> dict[str, float]:
         "dynamic_mac": per_unit(dynamic, "dynamic"),
         "float_element": per_unit(binary),
         "integer_element": per_unit(binary, "integer"),
-        "convert": (per_unit({"convert": elements}) + per_unit({"convert": elements}, "dequantize")) / 2,
-        "node": each * 1e6,
+        "convert": max(convert, (per_unit({"convert": elements}) + per_unit({"convert": elements}, "dequantize")) / 2),
+        "node": max(node, each * 1e6),
     }
     return {name: float(f"{value:.3g}") for name, value in found.items()}
 

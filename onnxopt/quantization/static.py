@@ -289,10 +289,9 @@ class _Work:
                 self.options.islands,
                 left_float,
             )
-            skipped += [
-                Skip(layer.name, f"converting its borders would cost more than {layer.row.kernel} saves")
-                for layer in dropped
-            ]
+            for layer in dropped:
+                saver = f"{layer.row.kernel} saves" if self.target.runs_here else "8 bits save"
+                skipped.append(Skip(layer.name, f"converting its borders would cost more than {saver}"))
         return plan(body, layers, self.outputs, known, self.options.islands, left_float)
 
     def _bounds(self, tensor: Variable) -> tuple[float, float]:

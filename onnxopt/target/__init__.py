@@ -128,7 +128,7 @@ TARGETS: dict[str, Target] = {
         Target(
             "openvino",
             "Intel CPUs and GPUs by OpenVINO",
-            costs=replace(_X86_VNNI.costs, source="as x86-vnni, in another runtime"),
+            costs=DOT_PRODUCT,
             measured=False,
             # NNCF's mixed preset: activations asymmetric uint8, weights symmetric int8 per channel
             activation=np.dtype(np.uint8),

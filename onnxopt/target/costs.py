@@ -71,7 +71,7 @@ AVX2 = CostFacts(
     source="onnxruntime 1.32 on AMD Zen 3 (AVX2, no VNNI), one thread",
 )
 
-# What the data sheets promise of VNNI beside AVX2, until `benchmarks.costs` was run on such a processor.
+# What VNNI promises beside AVX2: for another runtime than onnxruntime, whose depthwise kernels it does not share.
 DOT_PRODUCT = CostFacts(
     float_mac=0.014,
     integer_mac=0.005,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -49,6 +50,21 @@ def test_no_node_of_the_chain_is_left_out(tmp_path: Path) -> None:
     assert operators(costs.chain_network(9), tmp_path) == ["Neg"] * 9
 
 
+@pytest.mark.parametrize("name", list(costs.ISLANDS))
+def test_islands_have_as_many_integer_layers_as_they_say(name: str, tmp_path: Path) -> None:
+    for quantized in ("fffff", "ffqff", "fqqqf"):
+        found = operators(costs.island_network(costs.ISLANDS[name], quantized), tmp_path)
+        assert found.count("QLinearConv") == quantized.count("q")
+        assert found.count("QuantizeLinear") == found.count("DequantizeLinear") == ("q" in quantized)
+
+
+def test_a_network_that_does_ten_times_as_much_takes_longer() -> None:
+    args = argparse.Namespace(seconds=0.01, repeats=1)
+    ms, ratio = costs.milliseconds(costs.chain_network(1), costs.chain_network(200), args)
+    assert ms > 0
+    assert ratio > 2
+
+
 @pytest.mark.parametrize("name", list(LAYERS))
 def test_multiply_adds_and_shapes(name: str) -> None:
     layer = LAYERS[name]
@@ -71,12 +87,17 @@ def table(overhead: float) -> dict[str, costs.Row]:
     elements = math.prod(costs.ELEMENTS)
     rows += [row(op, elements, 0.3, integer=0.6) for op in ("Add", "Mul", "Concat", "Sigmoid")]
     rows.append(row("convert", elements, 0.1, dequantize=0.2))
+    for name, layer in costs.ISLANDS.items():
+        ms, gain = 5 * layer.macs * 0.02 / 1e6 + overhead, layer.macs * 0.01 / 1e6
+        both = 2 * (math.prod(layer.shape) * 0.4 + 1000) / 1e6
+        ratios = {"one": (ms + both - gain) / ms, "three": (ms + both - 3 * gain) / ms}
+        rows.append(costs.Row(name, ms, ratios))
     rows.append(costs.Row("node", overhead, {"chain": (overhead + costs.CHAIN * 0.0004) / overhead}))
     return {each.name: each for each in rows}
 
 
 def test_facts_are_those_of_the_processor_whatever_a_call_costs() -> None:
-    expected = CostFacts(0.02, 0.01, 0.1, 0.2, 0.15, 400.0, 0.015, 0.012, 0.3, 0.6)
+    expected = CostFacts(0.02, 0.01, 0.1, 0.2, 0.4, 1000.0, 0.015, 0.012, 0.3, 0.6)
     for overhead in (0.001, 0.01):
         assert CostFacts(**costs.facts(table(overhead))) == expected  # type: ignore[arg-type]
 
