@@ -109,6 +109,8 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
         notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
     if not target.measured:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
+    if settings.weights == "u8" and not target.unsigned_weights:
+        notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
     notes += chosen
     return PassResult(work.changes, work.skipped, notes)
 

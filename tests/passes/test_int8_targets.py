@@ -89,6 +89,31 @@ def test_every_target_gives_a_model_that_is_right_in_onnxruntime(name: str, opse
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_bodies_zero_weights_constant_tensors_and_shared_weights(name: str) -> None:
+    text = """
+    g (float[n, 8, 4, 4] x, bool c) => (float[n, 8, 4, 4] y) {
+      a = Conv(x, w)  r = Relu(a)
+      z = If (c) <
+        then_branch = g1 () => (float[n, 8, 4, 4] o) { b = Conv(r, w)  o = Add(b, one) },
+        else_branch = g2 () => (float[n, 8, 4, 4] o) { b = Conv(r, zeros)  m = Mul(b, two)  o = Conv(m, w2) } >
+      y = Tanh(z)
+    }"""
+    constants = {
+        "w": weight(8, 8, 1, 1),
+        "w2": weight(8, 8, 1, 1, seed=2),
+        "zeros": np.zeros((8, 8, 1, 1), F32),
+        "one": np.array(1, F32),
+        "two": np.array(2, F32),
+    }
+    feeds = [{"x": normal(2, 8, 4, 4, seed=seed), "c": np.array(seed % 2 == 0)} for seed in range(6)]
+    model = parse(text, constants)
+    quantize(model, feeds, target=name)
+    onnx.checker.check_model(model.to_proto(), full_check=True)
+    for optimize in (True, False):
+        assert min(decibels(parse(text, constants), model, feeds, optimize)) > 30
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_types_zero_points_and_scales_are_the_target_s(name: str) -> None:
     model, target = network(), TARGETS[name]
     quantize(model, FEEDS, target=name, weights="s8")
@@ -293,7 +318,8 @@ def test_depthwise_layers_stay_signed() -> None:
 @pytest.mark.parametrize("name", ["arm64", "tensorrt", "openvino", "qnn"])
 def test_unsigned_weights_only_where_there_is_a_kernel(name: str) -> None:
     model = network()
-    quantize(model, FEEDS, target=name, weights="u8")
+    result = quantize(model, FEEDS, target=name, weights="u8")
+    assert f"{name} has no kernels for unsigned weights: signed ones were written" in result.notes
     assert {codes.dtype for _, codes, _ in integer_weights_of_any_form(model)} == {np.dtype(np.int8)}
 
 
