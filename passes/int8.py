@@ -11,6 +11,8 @@ from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import static
 
+WEIGHTS = ("auto", "s8", "u8")
+
 
 @dataclass(frozen=True)
 class Int8(Pass):
@@ -27,12 +29,19 @@ class Int8(Pass):
     )
     min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs")
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
+    weights: str = option(
+        "auto", "s8, u8 (slower, never saturates), or auto: u8 where s8 would lose much accuracy on x86 without VNNI"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
         unknown = next((name for name in self.calibrator if name not in CALIBRATORS), None)
         if unknown is not None:
             raise UsageError(f"pass 'int8': unknown calibrator {unknown!r}", did_you_mean(unknown, CALIBRATORS))
+        if self.weights not in WEIGHTS:
+            raise UsageError(
+                f"pass 'int8': unknown type of weights {self.weights!r}", f"use one of: {', '.join(WEIGHTS)}"
+            )
         if not self.calibrator:
             raise UsageError("pass 'int8': no calibrator is named", f"use one of: {', '.join(CALIBRATORS)}")
 
@@ -59,4 +68,5 @@ class Int8(Pass):
             min_sqnr=self.min_sqnr,
             all_layers=self.all_layers,
             feedback=self.feedback,
+            weights=self.weights,
         )

@@ -13,8 +13,8 @@ Before                                   After
     Conv(64 -> 32, W, b)                     Conv(59 -> 32, W', b')
 
 Convolutions compute channels in blocks, so 31 channels take longer than 32: a convolution keeps a multiple of
-`round_to` channels, 4 by default, which was never slower than the width it was cut from (benchmarks/widths.py). 8 is
-often faster, 1 smallest.
+`round_to` channels, by default what the target asks for. On CPUs that is 4, which was never slower than the width it
+was cut from (benchmarks/widths.py); 8 is often faster, 1 smallest.
 
 Channels joined by Add, Concat, gates or groups go together or not at all. An operator without an axis rule keeps every
 channel it touches, and is reported.
@@ -47,7 +47,10 @@ class Prune(Pass):
     prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn")
 
     round_to: int = option(
-        4, "keep a multiple of this many channels at convolutions; 1: whatever can go", minimum=1, maximum=1024
+        0,
+        "keep a multiple of this many channels at convolutions; 1: whatever can go; 0: as the target likes it",
+        minimum=0,
+        maximum=1024,
     )
 
     @property
@@ -61,7 +64,7 @@ class Prune(Pass):
         skipped: list[Skip] = []
         for _ in range(_MOST_ROUNDS):
             maps = axis_maps(model, context)
-            plan = plan_lossless(maps, self.round_to)
+            plan = plan_lossless(maps, self.round_to or context.target.channels)
             skipped = [Skip(where, reason) for where, reason in frozen_reasons(maps)]
             if not plan.removed:
                 break

@@ -53,7 +53,7 @@ target_option = option(
     metavar="NAME",
     shell_complete=targets,
     section=PASSES,
-    help="Where the result will run: auto, x86, arm64, ...",
+    help="Where the result will run: auto, x86, x86-vnni, arm64, tensorrt, openvino, qnn, web.",
 )
 _data_option = option(
     "--data",

@@ -17,6 +17,7 @@ CodeArray = npt.NDArray[np.int8]
 # The smallest scale that keeps 1 / scale and scale * 255 finite and normal in float32.
 SMALLEST_SCALE = np.float32(2.0**-100)
 WEIGHT_LIMIT = 127  # symmetric: -128 is not used, so that -w has the same code as w with the sign turned
+UNSIGNED_ZERO = 128  # zero-point of a symmetric weight that is stored unsigned
 _BIAS_CODES = 2.0**32 - 2  # int32 codes a symmetric bias may take
 
 
@@ -58,12 +59,13 @@ def _codes(dtype: np.dtype[np.generic]) -> tuple[int, int]:
     return (0, 255) if dtype == np.uint8 else (-128, 127)
 
 
-def activation_qparams(minimum: float, maximum: float, dtype: npt.DTypeLike) -> QParams:
-    """Asymmetric format for values in [minimum, maximum], with zero exactly representable.
+def activation_qparams(minimum: float, maximum: float, dtype: npt.DTypeLike, symmetric: bool = False) -> QParams:
+    """Format for values in [minimum, maximum], with zero exactly representable; asymmetric by default.
 
     The range is widened to hold 0 (padding inserts zeros). A range that is only {0} gets scale 1. The represented range
     ends at or inside the requested one on the far side of zero, up to one float32 rounding: a following Clip is then
-    implied by the codes. Raises ValueError when a bound is NaN or infinite or minimum > maximum.
+    implied by the codes. symmetric: int8 with zero-point 0, and 127 codes for the larger of the two sides. Raises
+    ValueError when a bound is NaN or infinite, minimum > maximum, or an unsigned format is to be symmetric.
     """
     if not (np.isfinite(minimum) and np.isfinite(maximum)):
         raise ValueError(f"range [{minimum}, {maximum}] is not finite")
@@ -71,8 +73,13 @@ def activation_qparams(minimum: float, maximum: float, dtype: npt.DTypeLike) -> 
         raise ValueError(f"range [{minimum}, {maximum}] is empty")
     lowest, highest = _codes(np.dtype(dtype))
     low, high = min(0.0, float(minimum)), max(0.0, float(maximum))
+    if symmetric and lowest >= 0:
+        raise ValueError(f"a symmetric format needs a signed type, not {np.dtype(dtype)}")
     if high == low:
         return QParams(np.array(1, np.float32), np.array(max(0, lowest), dtype))
+    if symmetric:
+        scale = max(np.float32(max(high, -low) / highest), SMALLEST_SCALE)
+        return QParams(np.array(scale, np.float32), np.array(0, dtype))
     scale = max(np.float32((high - low) / (highest - lowest)), SMALLEST_SCALE)
     zero_point = int(np.clip(np.rint(lowest - low / float(scale)), lowest, highest))
     if zero_point == lowest:
@@ -134,6 +141,11 @@ def quantize_weight(weight: npt.NDArray[np.floating], scales: FloatArray, axis: 
     """Symmetric int8 codes in [-127, 127], one scale per index of `axis`; shape of `weight`."""
     codes = np.rint(np.asarray(weight, np.float32) / along(scales, axis, weight.ndim))
     return np.asarray(np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT), np.int8)
+
+
+def unsigned(codes: CodeArray) -> npt.NDArray[np.uint8]:
+    """Symmetric int8 codes as uint8 codes of zero-point UNSIGNED_ZERO: the same values."""
+    return (codes.astype(np.int16) + UNSIGNED_ZERO).astype(np.uint8)
 
 
 def dequantize_weight(codes: CodeArray, scales: FloatArray, axis: int) -> FloatArray:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.numerics.affine import FloatArray, weight_scales
+from onnxopt.numerics.affine import FloatArray, quantize_weight, weight_scales
 
 INT16_MAXIMUM = 32767
 
@@ -96,12 +96,14 @@ def pair_bound_scales(
 
     Raises each channel's scale maximum / 127 only as far as its worst pair needs: pair sum / scale <= limit - 1, where
     the 1 leaves room for rounding two codes up by at most half a step each (sums of codes are integers, so the rounding
-    of the scale itself to float32 does not matter).
+    of the scale itself to float32 does not matter). A channel whose codes of plain scale already keep to the limit is
+    left as it is.
     """
-    limit = pair_limit(largest_code) - 1
-    needed = max_pair_sum(weight, layout) / limit
+    limit = pair_limit(largest_code)
     plain = weight_scales(maximum)
-    return np.where(maximum > 0, np.maximum(plain, needed), plain).astype(np.float32)
+    needed = max_pair_sum(weight, layout) / (limit - 1)
+    raised = (max_pair_sum(quantize_weight(weight, plain, layout.axis), layout) > limit) & (maximum > 0)
+    return np.where(raised, np.maximum(plain, needed), plain).astype(np.float32)
 
 
 def saturating_product(codes: npt.NDArray[np.uint8], ordered: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:

@@ -29,13 +29,32 @@ class LayerWeight:
     """Symmetric int8 codes (the weight's shape) and float32 scales [channels].
 
     growth: mean factor by which scales exceed max |w| / 127. largest_pair: largest same-sign sum of two codes that the
-    kernel adds in 16 bits; up to 128 no input saturates.
+    kernel adds in 16 bits; up to 128 no input saturates. unsigned: the codes are to be stored as uint8 around 128, for
+    kernels that add in 32 bits. per_tensor: all scales are equal and to be stored as one.
     """
 
     codes: CodeArray
     scales: FloatArray
     growth: float
     largest_pair: int
+    unsigned: bool = False
+    per_tensor: bool = False
+
+    @property
+    def stored_codes(self) -> npt.NDArray[np.int8] | npt.NDArray[np.uint8]:
+        """The codes as the file has them."""
+        return affine.unsigned(self.codes) if self.unsigned else self.codes
+
+    @property
+    def stored_scales(self) -> FloatArray:
+        """The scales as the file has them: [channels], or 0-d."""
+        return self.scales.reshape(-1)[0].reshape(()) if self.per_tensor else self.scales
+
+    @property
+    def stored_zero(self) -> npt.NDArray[np.generic]:
+        """The zero-points as the file has them: shape of the scales, type of the codes."""
+        zero = affine.UNSIGNED_ZERO if self.unsigned else 0
+        return np.full(self.stored_scales.shape, zero, self.stored_codes.dtype)
 
     def values(self, axis: int) -> FloatArray:
         """The float32 weight that codes and scales stand for; axis: where its output channels are."""
@@ -60,20 +79,32 @@ def quantize_layer_weight(
     layout: Layout,
     bounded: bool,
     biases: Sequence[tuple[FloatArray, npt.NDArray[np.float32]]] = (),
+    per_tensor: bool = False,
 ) -> LayerWeight:
-    """Per-channel symmetric codes of `weight`.
+    """Symmetric codes of `weight`, a scale per channel or one for all.
 
     bounded: raise scales until no pair of codes can saturate for activation codes 0..255 (`saturation`). biases: every
     (bias [channels], input scale) that must fit int32 in the product scale.
     """
     maximum = affine.channel_maximum(weight, layout.axis)
+    if per_tensor:
+        maximum = np.full_like(maximum, maximum.max(initial=0.0))
     plain = affine.weight_scales(maximum)
     scales = pair_bound_scales(weight, layout, maximum) if bounded else plain
     for bias, input_scale in biases:
         scales = affine.scales_for_bias(scales, bias, input_scale)
+    if per_tensor:
+        scales = np.full_like(scales, scales.max(initial=0.0))
     codes = affine.quantize_weight(weight, scales, layout.axis)
     largest = int(max_pair_sum(codes, layout).max(initial=0))
-    return LayerWeight(codes, scales, float((scales / plain).mean()), largest)
+    return LayerWeight(codes, scales, float((scales / plain).mean()), largest, per_tensor=per_tensor)
+
+
+def lost_decibels(weight: FloatArray, bounded: LayerWeight, free: LayerWeight, layout: Layout) -> float:
+    """By how much the SQNR of `bounded` is below that of `free`, in dB; 0 where neither has an error."""
+    values = [affine.dequantize_weight(each.codes, each.scales, layout.axis) for each in (free, bounded)]
+    above, below = (affine.sqnr_db(weight, each) for each in values)
+    return above - below if np.isfinite(below) and np.isfinite(above) else 0.0 if above == below else float("inf")
 
 
 def fed_back(

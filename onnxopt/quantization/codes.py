@@ -14,7 +14,9 @@ from onnxopt.quantization.islands import Islands
 Bounds = Callable[[Variable], tuple[float, float]]
 
 
-def shared_params(island: Islands, bounds: Bounds, dtype: np.dtype[np.generic]) -> dict[Variable, QParams]:
+def shared_params(
+    island: Islands, bounds: Bounds, dtype: np.dtype[np.generic], symmetric: bool = False
+) -> dict[Variable, QParams]:
     """Format of each tensor of an island, from its (minimum, maximum).
 
     Tensors between which codes are moved as they are (role PASS) get one format, that of their joint range: the runtime
@@ -38,7 +40,7 @@ def shared_params(island: Islands, bounds: Bounds, dtype: np.dtype[np.generic]) 
         low, high = bounds(tensor)
         before = joint.get(find(tensor), (low, high))
         joint[find(tensor)] = (min(low, before[0]), max(high, before[1]))
-    formats = {head: activation_qparams(low, high, dtype) for head, (low, high) in joint.items()}
+    formats = {head: activation_qparams(low, high, dtype, symmetric) for head, (low, high) in joint.items()}
     return {tensor: formats[find(tensor)] for tensor in island.codes}
 
 

@@ -43,15 +43,28 @@ class Islands:
         return node in self.takers or node in self.pads
 
 
-def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, grow: bool = True) -> Islands:
-    """Islands for exactly these layers of `body`. outputs: the model's `shared_tensors`."""
+def plan(
+    body: Graph,
+    layers: list[Layer],
+    outputs: set[int],
+    allowed: Allowed,
+    grow: bool = True,
+    left_float: frozenset[str] = qdq.LEFT_FLOAT,
+) -> Islands:
+    """Islands for exactly these layers of `body`.
+
+    outputs: the model's `shared_tensors`. left_float: operators that carry no codes. A layer that may write float does
+    so where nobody takes its codes.
+    """
     island = Islands(list(layers))
     for layer in layers:
         island.codes[layer.activation] = None
-        if layer.needs_codes:
+        offered = layer.writes_float and id(layer.output) not in outputs and allowed(layer.output)
+        if layer.needs_codes or offered:
             island.codes[layer.output] = None
     if grow:
-        _grow(body, island, outputs, allowed)
+        _grow(body, island, outputs, allowed, left_float)
+    _withdraw(island)
     island.produced = {layer.output for layer in layers if layer.output in island.codes}
     for leaving in island.nodes.values():
         island.produced.update(leaving)
@@ -60,11 +73,11 @@ def plan(body: Graph, layers: list[Layer], outputs: set[int], allowed: Allowed, 
     return island
 
 
-def _grow(body: Graph, island: Islands, outputs: set[int], allowed: Allowed) -> None:
+def _grow(body: Graph, island: Islands, outputs: set[int], allowed: Allowed, left_float: frozenset[str]) -> None:
     available = set(island.codes)
     candidates: list[tuple[Node, list[Variable], list[Variable]]] = []
     for node in body.nodes:
-        row = qdq.island_row(node)
+        row = qdq.island_row(node, left_float)
         if row is None:
             continue
         inputs = [tensor for tensor in row.code_inputs(node) if isinstance(tensor, Variable)]
@@ -80,6 +93,16 @@ def _grow(body: Graph, island: Islands, outputs: set[int], allowed: Allowed) -> 
             wanted |= dict.fromkeys(inputs + leaving)
             island.nodes[node] = leaving
     island.codes = wanted
+
+
+def _withdraw(island: Islands) -> None:
+    """Take out the outputs of layers that may write float where neither a layer nor a node of the island reads them."""
+    read = {layer.activation for layer in island.layers}
+    for layer in island.layers:
+        if not layer.writes_float or layer.output in read:
+            continue
+        if not any(reader in island.nodes for reader in layer.output.outputs):
+            island.codes.pop(layer.output, None)
 
 
 def _leaving(node: Node, row: qdq.Row, outputs: set[int]) -> list[Variable]:
@@ -99,6 +122,7 @@ def drop_unprofitable(
     elements: Elements,
     costs: CostFacts,
     grow: bool = True,
+    left_float: frozenset[str] = qdq.LEFT_FLOAT,
 ) -> tuple[list[Layer], list[Layer]]:
     """(layers that pay, layers that do not) by the cost facts; what leaves changes its neighbours' balance.
 
@@ -107,14 +131,14 @@ def drop_unprofitable(
     """
     kept = list(layers)
     while kept:
-        island = plan(body, kept, outputs, allowed, grow)
+        island = plan(body, kept, outputs, allowed, grow, left_float)
         losing = {layer for layer in kept if saving(layer, island, elements, costs) < 0}
         losing = losing or _losing_together(island, elements, costs)
         if not losing:
             break
         kept = [layer for layer in kept if layer not in losing]
     while True:
-        island = plan(body, kept, outputs, allowed, grow)
+        island = plan(body, kept, outputs, allowed, grow, left_float)
         inside = {
             layer
             for layer in layers
@@ -150,13 +174,18 @@ def saving(layer: Layer, island: Islands, elements: Elements, costs: CostFacts) 
 
 def _kernel_gain(layer: Layer, elements: Elements, costs: CostFacts) -> float:
     """Nanoseconds that the integer kernel saves, borders aside."""
-    outputs = elements(layer.output)
-    if layer.node.op != "Conv":
-        outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
-    macs = outputs * layer.macs_per_output
+    macs = multiply_adds(layer, elements)
     if layer.depthwise:
         return macs * (costs.float_depthwise_mac - costs.integer_depthwise_mac)
     return macs * (costs.float_mac - costs.integer_mac)
+
+
+def multiply_adds(layer: Layer, elements: Elements) -> float:
+    """Multiply-adds of one run, on average over the feeds; 0 when unknown."""
+    outputs = elements(layer.output)
+    if layer.node.op != "Conv":
+        outputs = elements(layer.activation) / layer.macs_per_output * layer.channels
+    return outputs * layer.macs_per_output
 
 
 def _losing_together(island: Islands, elements: Elements, costs: CostFacts) -> set[Layer]:

@@ -29,6 +29,7 @@ class Layer:
     activation: the tensor it reads, in front of `pad`: a Pad with zeros that goes into the Conv's pads, or None. chain:
     the nodes right behind it that scale or shift by constants, in order; they go into weight and bias. raw: the tensor
     behind the chain. absorbed: the Relu or Clip behind that, if any. rank: axes of `activation`, None when not certain.
+    writes_float: the target has an integer kernel for it that writes float, though onnxruntime has none.
     """
 
     node: Node
@@ -42,6 +43,7 @@ class Layer:
     raw: Variable
     absorbed: Node | None
     rank: int | None
+    writes_float: bool = False
 
     @property
     def name(self) -> str:
@@ -56,7 +58,7 @@ class Layer:
     @property
     def needs_codes(self) -> bool:
         """Whether its output must be codes for it to have an integer kernel at all."""
-        return self.row.float_kernel is None
+        return self.row.float_kernel is None and not self.writes_float
 
     @property
     def channels(self) -> int:
@@ -114,8 +116,11 @@ class Layer:
             return weight.astype(np.float32), None if bias is None else bias.astype(np.float32)
 
 
-def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
-    """Every layer of every body, in order; a node that is one in kind but can't be quantized comes with the reason."""
+def find_layers(model: Model, float_outputs: frozenset[str] = frozenset()) -> Iterator[Layer | tuple[Node, str]]:
+    """Every layer of every body, in order; a node that is one in kind but can't be quantized comes with the reason.
+
+    float_outputs: operators for which the target has integer kernels that write float.
+    """
     outputs = shared_tensors(model)
     ranks = {key: len(fact.shape) for key, fact in known(model).items() if fact.shape is not None}
     for body in model.bodies():
@@ -123,7 +128,10 @@ def find_layers(model: Model) -> Iterator[Layer | tuple[Node, str]]:
             found = qdq.row(node)
             if found is not None and found.role is qdq.Role.LAYER:
                 reason = _refusal(node, body, found)
-                yield _layer(node, body, found, outputs, ranks) if reason is None else (node, reason)
+                if reason is not None:
+                    yield node, reason
+                    continue
+                yield _layer(node, body, found, outputs, ranks, node.op in float_outputs)
 
 
 def shared_tensors(model: Model) -> set[int]:
@@ -166,7 +174,9 @@ def _refusal(node: Node, body: Graph, row: qdq.Row) -> str | None:
     return row.refuses(node)
 
 
-def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int], ranks: dict[int, int]) -> Layer | tuple[Node, str]:
+def _layer(
+    node: Node, body: Graph, row: qdq.Row, outputs: set[int], ranks: dict[int, int], writes_float: bool
+) -> Layer | tuple[Node, str]:
     layout = layout_of(node)
     weight = node.inputs[1]
     pad = _zero_pad(node)
@@ -184,7 +194,7 @@ def _layer(node: Node, body: Graph, row: qdq.Row, outputs: set[int], ranks: dict
         or found.refuses(absorbed) is not None
     ):
         absorbed = None
-    layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed, rank)
+    layer = Layer(node, body, row, layout, activation, pad, weight, chain, raw, absorbed, rank, writes_float)
     if layer.needs_codes and body.parent is None and any(layer.output is tensor for tensor in body.outputs):
         return node, "its output is an output of the model, which stays float"
     return layer

@@ -161,9 +161,12 @@ def row(node: Node) -> Row | None:
     return _TABLE.get(node.op) if node.kind[0] == "" else None
 
 
-def island_row(node: Node) -> Row | None:
-    """The row of a node that may carry codes between layers: role KERNEL or PASS, all conditions met."""
+def island_row(node: Node, left_float: frozenset[str] = LEFT_FLOAT) -> Row | None:
+    """The row of a node that may carry codes between layers: role KERNEL or PASS, all conditions met.
+
+    left_float: operators that shall not.
+    """
     found = row(node)
-    if found is None or found.role not in (Role.KERNEL, Role.PASS) or node.op in LEFT_FLOAT:
+    if found is None or found.role not in (Role.KERNEL, Role.PASS) or node.op in left_float:
         return None
     return None if found.refuses(node) else found

@@ -10,7 +10,8 @@ kernel gets Q and DQ (`onnxopt.quantization.qdq`), nothing behind the last layer
     x ── LSTM(Mul(Cast(int8 w), s), ...)                                       is folded when the model is loaded
 
 On x86 without VNNI a kernel adds two products in 16 bits. Scales are raised just enough that no pair of codes can
-overflow, whatever the input (`onnxopt.numerics.saturation`), so the model gives the same answers on every CPU.
+overflow, whatever the input (`onnxopt.numerics.saturation`), so the model gives the same answers on every CPU. Where
+that costs much accuracy and little time would be lost, weights are unsigned instead: that kernel adds in 32 bits.
 """
 
 from __future__ import annotations
@@ -18,22 +19,36 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.calibration import Range, Requests, Statistics, calibrated_ranges, calibration_requests, choose
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import QParams
-from onnxopt.numerics.weights import LayerWeight, fed_back, mean_output_error, quantize_layer_weight, trouble
+from onnxopt.numerics.weights import (
+    LayerWeight,
+    fed_back,
+    lost_decibels,
+    mean_output_error,
+    quantize_layer_weight,
+    trouble,
+)
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import qdq, storage
 from onnxopt.quantization.codes import implied, shared_params, within
-from onnxopt.quantization.islands import Islands, drop_unprofitable, plan
+from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
 from onnxopt.quantization.weight_store import Storing, WeightStore
 from onnxopt.quantization.writer import QdqWriter
+from onnxopt.target import Target
+
+# A weight is stored unsigned when the pair bound would cost more dB than this, as far as the layers together get slower
+# by at most this share.
+UNSIGNED_GAIN = 3.0
+UNSIGNED_TIME = 0.05
 
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
 Written = tuple[LayerWeight, Constant, Constant, Constant]
@@ -48,6 +63,7 @@ class Settings:
     the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
     min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
     feedback: round weights with second moments of their inputs.
+    weights: `s8`, `u8`, or `auto`: s8 but for the layers that `_unsigned` names.
     """
 
     storage: bool = True
@@ -57,16 +73,19 @@ class Settings:
     min_sqnr: float = 3.0
     all_layers: bool = False
     feedback: bool = False
+    weights: str = "auto"
 
 
 def requests(model: Model, settings: Settings) -> Requests:
     """Ranges of every tensor that may carry codes; channel means of layer inputs in the main graph."""
-    layers = [found for found in find_layers(model) if isinstance(found, Layer)]
     outputs = shared_tensors(model)
     tensors: dict[Variable, None] = {}
-    for body, mine in _by_body(model, layers):
-        tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
-        tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
+    layers: list[Layer] = []
+    for float_outputs in (frozenset[str](), frozenset({"Conv"})):  # what targets differ in; the second finds more
+        layers = [found for found in find_layers(model, float_outputs) if isinstance(found, Layer)]
+        for body, mine in _by_body(model, layers):
+            tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
+            tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
     means = [
         (layer.activation, channel_axis(layer.node))
         for layer in layers
@@ -86,10 +105,16 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     left = len(work.skipped)
     stored = work.store()
     work.writer.finish()
-    kernels = f"{layers} layers on integer kernels ({context.target.name})"
+    target = context.target
+    done = "on integer kernels" if target.runs_here else "quantized"
+    kernels = f"{layers} layers {done} ({target.name})"
     notes = [f"{kernels}, {stored} weights stored as int8, {left} layers left float"]
     if context.statistics is None:
         notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
+    if not target.measured:
+        notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
+    if settings.weights == "u8" and not target.unsigned_weights:
+        notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
     notes += chosen
     return PassResult(work.changes, work.skipped, notes)
 
@@ -148,7 +173,7 @@ class _Work:
         self.statistics = self.measured = statistics
         self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
         plans = [
-            (body, island, shared_params(island, self._bounds, self.target.activation))
+            (body, island, shared_params(island, self._bounds, self.target.activation, self.target.symmetric))
             for body, island in self._plans(self._candidates())
         ]
         weights = self._weights([(layer, params) for _, island, params in plans for layer in island.layers])
@@ -166,7 +191,7 @@ class _Work:
         """Layers with everything known that an integer kernel needs; the others are skipped with the reason."""
         layers = []
         logarithmic = before_logarithms(self.model)
-        for found in find_layers(self.model):
+        for found in find_layers(self.model, self.target.float_outputs):
             if isinstance(found, Layer):
                 self.layers[found.node] = found
                 node, layer = found.node, self._without_uncovered_clip(found)
@@ -180,8 +205,16 @@ class _Work:
         return layers
 
     def _without_uncovered_clip(self, layer: Layer) -> Layer:
-        """A Clip is implied only by codes that lie within its bounds; any other Clip stays, behind the codes."""
-        if layer.absorbed is None or layer.absorbed.op != "Clip" or self.statistics.range(layer.output) is None:
+        """A Clip is implied only by codes that lie within its bounds; any other Clip stays, behind the codes.
+
+        That is onnxruntime's rule; other runtimes join a Clip with the layer whatever the codes behind it.
+        """
+        if (
+            not self.target.integer_kernels
+            or layer.absorbed is None
+            or layer.absorbed.op != "Clip"
+            or self.statistics.range(layer.output) is None
+        ):
             return layer
         params = affine.activation_qparams(*self._bounds(layer.output), self.target.activation)
         return layer if within(params, layer.absorbed) else replace(layer, absorbed=None)
@@ -240,51 +273,91 @@ class _Work:
             found = self.statistics.range(tensor)
             return found is not None and _representable(found)
 
-        def elements(tensor: Variable) -> float:
-            found = self.statistics.range(tensor)
-            return 0.0 if found is None else found.count / self.statistics.samples
-
+        left_float = qdq.LEFT_FLOAT | self.target.float_operators
         if not self.options.all_layers:
             layers, dropped = drop_unprofitable(
-                body, layers, self.outputs, known, elements, self.target.costs, self.options.islands
+                body,
+                layers,
+                self.outputs,
+                known,
+                self._elements,
+                self.target.costs,
+                self.options.islands,
+                left_float,
             )
-            skipped += [
-                Skip(layer.name, f"converting its borders would cost more than {layer.row.kernel} saves")
-                for layer in dropped
-            ]
-        return plan(body, layers, self.outputs, known, self.options.islands)
+            for layer in dropped:
+                saver = f"{layer.row.kernel} saves" if self.target.runs_here else "8 bits save"
+                skipped.append(Skip(layer.name, f"converting its borders would cost more than {saver}"))
+        return plan(body, layers, self.outputs, known, self.options.islands, left_float)
 
     def _bounds(self, tensor: Variable) -> tuple[float, float]:
-        return self.ranges[tensor]  # candidates and islands hold measured tensors only
+        low, high = self.ranges[tensor]  # candidates and islands hold measured tensors only
+        return (-max(-low, high), max(-low, high)) if self.target.symmetric else (low, high)
+
+    def _elements(self, tensor: Variable) -> float:
+        """Elements of a tensor that one run computes, on average; 0 when unknown."""
+        found = self.statistics.range(tensor)
+        return 0.0 if found is None else found.count / self.statistics.samples
 
     def _weights(self, layers: list[tuple[Layer, dict[Variable, QParams]]]) -> dict[Key, Written]:
         """One set of codes for each weight, whatever the number of layers that share it."""
         groups: dict[Key, list[tuple[Layer, QParams]]] = {}
         for layer, params in layers:
             groups.setdefault(_key(layer), []).append((layer, params[layer.activation]))
-        written: dict[Key, Written] = {}
+        quantized: dict[Key, LayerWeight] = {}
+        gains: dict[Key, tuple[float, float]] = {}
         for key, sharers in groups.items():
-            layer = sharers[0][0]
-            values, _ = layer.parameters()
-            biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
-            bounded = self.target.saturates and not all(each.depthwise for each, _ in sharers)
-            found = quantize_layer_weight(values, layer.layout, bounded, biases)
-            seconds = (
-                second_moments(self.statistics, [each.node for each, _ in sharers]) if self.options.feedback else None
-            )
-            if seconds is not None:
-                found = fed_back(values, layer.layout, found, seconds, bounded)
-            codes = self.writer.constant(f"{layer.weight.name}_codes", found.codes)
-            scales = self.writer.constant(f"{layer.weight.name}_scale", found.scales)
-            zeros = self.writer.constant(f"{layer.weight.name}_zero_point", np.zeros(layer.channels, np.int8))
+            quantized[key], lost = self._quantized(sharers)
+            gains[key] = lost, sum(multiply_adds(each, self._elements) for each, _ in sharers)
+        for key in unsigned_weights(gains, self.target, self.options.weights):
+            quantized[key], _ = self._quantized(groups[key], unsigned=True)
+        if self.options.feedback:
+            quantized = {key: self._fed_back(groups[key], found) for key, found in quantized.items()}
+        written: dict[Key, Written] = {}
+        for key, found in quantized.items():
+            name = groups[key][0][0].weight.name
+            codes = self.writer.constant(f"{name}_codes", found.stored_codes)
+            scales = self.writer.constant(f"{name}_scale", found.stored_scales)
+            zeros = self.writer.constant(f"{name}_zero_point", found.stored_zero)
             written[key] = found, codes, scales, zeros
         return written
+
+    def _quantized(self, sharers: list[tuple[Layer, QParams]], unsigned: bool = False) -> tuple[LayerWeight, float]:
+        """(codes of one weight for all that share it, dB that keeping them from saturating costs; nan if nothing)."""
+        layer = sharers[0][0]
+        values, _ = layer.parameters()
+        biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
+        dense = not all(each.depthwise for each, _ in sharers)
+        per_tensor = any(each.node.op not in self.target.per_channel for each, _ in sharers)
+        free = quantize_layer_weight(values, layer.layout, False, biases, per_tensor)
+        if not dense:
+            return free, float("nan")
+        if unsigned:
+            return replace(free, unsigned=True), float("nan")
+        if not self.target.saturates:
+            return free, 0.0
+        bounded = quantize_layer_weight(values, layer.layout, True, biases, per_tensor)
+        return bounded, lost_decibels(values, bounded, free, layer.layout)
+
+    def _fed_back(self, sharers: list[tuple[Layer, QParams]], found: LayerWeight) -> LayerWeight:
+        """The codes chosen anew with second moments, where these are known."""
+        seconds = second_moments(self.statistics, [layer.node for layer, _ in sharers])
+        if seconds is None:
+            return found
+        dense = not all(layer.depthwise for layer, _ in sharers)
+        bounded = self.target.saturates and dense and not found.unsigned
+        layer = sharers[0][0]
+        return fed_back(layer.parameters()[0], layer.layout, found, seconds, bounded)
 
     def _write_layer(self, layer: Layer, weight: Written, params: dict[Variable, QParams]) -> None:
         found, codes, scales, zeros = weight
         coded = layer.output in params
         detail = f"{layer.node.op} to {layer.row.kernel if coded else layer.row.float_kernel}"
-        if self.target.saturates and not layer.depthwise:
+        if not self.target.runs_here:
+            detail = f"{layer.node.op} on 8 bits"
+        if found.unsigned:
+            detail += ", unsigned weights"
+        elif self.target.saturates and not layer.depthwise:
             detail += f", scales {found.growth:.2f}x, largest pair sum {found.largest_pair} of 128"
         self.changes.append(Change("quantized", layer.name, detail))
         self.changes += [Change("absorbed", label(node), f"into {layer.name}") for node in layer.taken_in()]
@@ -293,10 +366,10 @@ class _Work:
         restored = self.writer.dequantize(layer.body, codes, scales, zeros, layer.layout.axis)
         self.writer.set_input(layer.node, 1, restored, layer.body)
         scale = params[layer.activation].scale
-        self.writer.replace_chain(layer, None if bias is None else affine.quantize_bias(bias, scale, found.scales))
+        self.writer.replace_chain(layer, None if bias is None else _bias_codes(bias, scale, found))
         self.done.add(layer.node)
         follower = layer.follower(self.outputs)
-        if follower is not None and follower.op in ("Relu", "Clip") and not coded:
+        if self.target.integer_kernels and follower is not None and follower.op in ("Relu", "Clip") and not coded:
             self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
             self.writer.spell_out(follower, layer.body)
 
@@ -320,12 +393,14 @@ class _Work:
         for at, tensor in enumerate(node.inputs):
             row = qdq.island_row(node)
             if isinstance(tensor, Constant) and row is not None and row.inputs is None:
-                self.writer.number(node, at, body, self.target.activation)
+                self.writer.number(node, at, body, self.target.activation, self.target.symmetric)
         self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
 
     def store(self) -> int:
         """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many."""
-        storing = Storing(correct_bias=self.options.correct_bias, all_weights=self.options.storage)
+        storing = Storing(
+            memory=not self.target.folds, correct_bias=self.options.correct_bias, all_weights=self.options.storage
+        )
         store = WeightStore(
             self.model,
             self.writer,
@@ -338,6 +413,39 @@ class _Work:
         )
         store.run(list(storage.find_stored(self.model)))
         return store.stored
+
+
+def unsigned_weights(gains: dict[Key, tuple[float, float]], target: Target, weights: str) -> list[Key]:
+    """The weights that are better stored unsigned, which costs time but no accuracy (never depthwise ones).
+
+    gains: weight -> (dB that its signed codes lose by the pair bound, nan where it has none; multiply-adds a run). Of
+    those that lose more than UNSIGNED_GAIN dB, the ones with the most dB for the time go first, until all layers
+    together take UNSIGNED_TIME more. weights: `u8` takes all, `s8` none.
+    """
+    able = [key for key, (lost, _) in gains.items() if not np.isnan(lost)]
+    if weights == "s8" or not target.unsigned_weights:
+        return []
+    if weights == "u8":
+        return able
+    costs = target.costs
+    left = UNSIGNED_TIME * sum(macs for _, macs in gains.values()) * costs.integer_mac
+    slower = costs.unsigned_mac - costs.integer_mac
+    losing = [key for key in able if gains[key][0] > UNSIGNED_GAIN and costs.unsigned_mac < costs.float_mac]
+    chosen = []
+    for key in sorted(losing, key=lambda key: gains[key][1] / gains[key][0]):
+        left -= gains[key][1] * slower
+        if left < 0:
+            break
+        chosen.append(key)
+    return chosen
+
+
+def _bias_codes(
+    bias: FloatArray, input_scale: npt.NDArray[np.float32], found: LayerWeight
+) -> tuple[npt.NDArray[np.int32], FloatArray]:
+    """Int32 codes of a bias [channels] and their scales, one a channel or 0-d as those of the weight."""
+    codes, product = affine.quantize_bias(bias, input_scale, found.scales)
+    return codes, product[0].reshape(()) if found.per_tensor else product
 
 
 def _key(layer: Layer) -> Key:

@@ -87,15 +87,15 @@ class WeightNodes:
     def reads_codes(self, found: Stored, in_blocks: bool) -> bool:
         """Whether a kernel is to read the codes of this weight, so that they are all that memory holds."""
         node = found.node
-        if not self._memory or len(found.view.grid) != 2 or node.op not in ("MatMul", "Gemm", "Conv"):
+        if not self._memory or (in_blocks and len(found.view.grid) != 2) or (not in_blocks and len(found.kept) != 1):
             return False
-        if node.op == "Conv":
+        if node.op in ("Conv", "ConvTranspose"):
             return not in_blocks
-        if node.op == "MatMul":
-            fits = found.at == 1
-        else:
+        if node.op == "Gemm":
             wanted = {"alpha": 1.0, "beta": 1.0, "transA": 0}
             fits = all(node.attrs.get(name, value) == value for name, value in wanted.items())
+        else:
+            fits = node.op == "MatMul" and found.at == 1
         power_of_two = self._block >= 16 and self._block & (self._block - 1) == 0
         return fits and (not in_blocks or (power_of_two and found.view.inputs % self._block == 0))
 

@@ -70,7 +70,7 @@ class Storing:
 
 def saves_memory(save: str, target: Target) -> bool:
     """Whether kernels should read codes; save: one of SAVE. auto: where the target's runtime folds no constants."""
-    return save == "memory" or (save == "auto" and not target.folds_constants)
+    return save == "memory" or (save == "auto" and not target.folds)
 
 
 def requests(model: Model, storing: Storing, selection: Selection) -> Requests:

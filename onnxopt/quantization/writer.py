@@ -88,19 +88,23 @@ class QdqWriter:
         return self._params[key]
 
     def dequantize(self, body: Graph, codes: Constant, scales: Constant, zeros: Constant, axis: int) -> Variable:
-        """Per-channel DequantizeLinear of a weight or bias in `body`, one node per constant and body."""
+        """DequantizeLinear of a weight or bias in `body`, one node per constant and body.
+
+        scales: one per index of `axis`, or 0-d.
+        """
         key = (id(codes), id(body))
         if key not in self._made:
-            output = self.node(body, "DequantizeLinear", [codes, scales, zeros], f"{codes.name}_dequantized", axis=axis)
+            along = {"axis": axis} if scales.shape else {}
+            output = self.node(body, "DequantizeLinear", [codes, scales, zeros], f"{codes.name}_dequantized", **along)
             output.dtype, output.shape = np.dtype(np.float32), list(codes.shape)
             self._made[key] = output
         return self._made[key]
 
-    def number(self, node: Node, at: int, body: Graph, dtype: np.dtype[np.generic]) -> None:
+    def number(self, node: Node, at: int, body: Graph, dtype: np.dtype[np.generic], symmetric: bool = False) -> None:
         """Replace a single number that an integer operator reads by its code behind a DequantizeLinear."""
         constant = node.inputs[at]
         value = float(constant.values.item())
-        params = activation_qparams(value, value, dtype)
+        params = activation_qparams(value, value, dtype, symmetric)
         scale, zero = self._scale_and_zero(constant.name, params)
         codes = self.constant(f"{constant.name}_codes", quantize(constant.values, params))
         restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{constant.name}_dequantized")
@@ -151,7 +155,7 @@ class QdqWriter:
     def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> None:
         """Let the layer's node make `layer.raw` from `layer.activation` itself: a Pad before and the chain behind go.
 
-        bias: its int32 codes and their scales, or None.
+        bias: its int32 codes and their scales, one a channel or 0-d; or None.
         """
         node, body = layer.node, layer.body
         if layer.pad is not None:
@@ -166,7 +170,7 @@ class QdqWriter:
             return
         codes = self.constant(f"{layer.weight.name}_bias_codes", bias[0])
         scales = self.constant(f"{layer.weight.name}_bias_scale", bias[1])
-        zeros = self.constant(f"{layer.weight.name}_bias_zero_point", np.zeros(layer.channels, np.int32))
+        zeros = self.constant(f"{layer.weight.name}_bias_zero_point", np.zeros(scales.shape, np.int32))
         restored = self.dequantize(body, codes, scales, zeros, 0)
         if node.op != "MatMul":
             self.set_input(node, 2, restored, body)

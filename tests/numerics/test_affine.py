@@ -130,3 +130,29 @@ def test_a_range_underflows_below_255_smallest_scales(extent: float, lost: bool)
     assert affine.underflows(extent, 255) is lost
     if not lost and extent:
         assert float(affine.activation_qparams(0, extent, np.uint8).scale) == pytest.approx(extent / 255)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-3.0, 1.0), (0.0, 6.0), (-2.0, 0.0), (1e-3, 2e-3), (-1e30, 5.0)])
+def test_symmetric_formats_have_no_zero_point_and_hold_both_ends(low: float, high: float) -> None:
+    params = affine.activation_qparams(low, high, np.int8, symmetric=True)
+    largest = max(-low, high)
+    assert int(params.zero_point) == 0
+    assert params.zero_point.shape == params.scale.shape == ()
+    assert params.scale == pytest.approx(largest / 127, rel=1e-6)
+    for value in (low, 0.0, high):
+        assert params.value(params.code(value)) == pytest.approx(value, abs=float(params.scale) / 2 * 1.001)
+
+
+def test_symmetric_formats_of_nothing_and_of_unsigned_types() -> None:
+    nothing = affine.activation_qparams(0.0, 0.0, np.int8, symmetric=True)
+    assert (float(nothing.scale), int(nothing.zero_point)) == (1.0, 0)
+    assert affine.activation_qparams(0.0, 1e-40, np.int8, symmetric=True).scale == affine.SMALLEST_SCALE
+    with pytest.raises(ValueError, match="needs a signed type, not uint8"):
+        affine.activation_qparams(-1.0, 1.0, np.uint8, symmetric=True)
+
+
+def test_unsigned_codes_are_the_same_values() -> None:
+    codes = np.arange(-127, 128, dtype=np.int8)
+    stored = affine.unsigned(codes)
+    assert stored.dtype == np.uint8
+    assert np.array_equal(stored.astype(int) - affine.UNSIGNED_ZERO, codes)

@@ -1,9 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from onnxopt.numerics import affine
 from onnxopt.numerics.saturation import Layout
-from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
+from onnxopt.numerics.weights import (
+    lost_decibels,
+    mean_output_error,
+    quantize_kept,
+    quantize_layer_weight,
+    trouble,
+)
 
 SHAPES = {Layout.CONV: (6, 4, 3, 3), Layout.ROWS: (36, 6), Layout.COLUMNS: (6, 36)}
 
@@ -83,3 +91,46 @@ def test_trouble_is_what_no_scale_can_hold() -> None:
     dead = fine.copy()
     dead[1] *= np.float32(1e-35)
     assert trouble(dead) is None
+
+
+@pytest.mark.parametrize("layout", list(Layout))
+@pytest.mark.parametrize("bounded", [False, True])
+def test_one_scale_for_the_whole_weight(layout: Layout, bounded: bool) -> None:
+    weight = uniform(*SHAPES[layout])
+    bias = (np.full(6, 1e9, np.float32), np.array(1e-6, np.float32))
+    for biases in ([], [bias]):
+        found = quantize_layer_weight(weight, layout, bounded, biases, per_tensor=True)
+        assert len(set(found.scales.tolist())) == 1
+        assert found.stored_scales.shape == found.stored_zero.shape == ()
+        assert found.stored_codes is found.codes
+        values = affine.dequantize_weight(found.codes, found.scales, layout.axis)
+        assert (np.abs(values - weight) <= 0.501 * found.stored_scales).all()
+        assert not bounded or found.largest_pair <= 128
+
+
+def test_unsigned_weights_are_stored_around_128() -> None:
+    found = replace(quantize_layer_weight(uniform(4, 8), Layout.COLUMNS, False), unsigned=True)
+    assert found.stored_codes.dtype == found.stored_zero.dtype == np.uint8
+    assert (found.stored_zero == 128).all()
+    assert found.stored_zero.shape == found.stored_scales.shape == (4,)
+    assert np.array_equal(found.stored_codes.astype(int) - 128, found.codes)
+
+
+def test_decibels_that_the_bound_costs() -> None:
+    weight = uniform(64, 64)
+    free, bounded = (quantize_layer_weight(weight, Layout.ROWS, each) for each in (False, True))
+    assert 4.0 < lost_decibels(weight, bounded, free, Layout.ROWS) < 7.0
+    assert lost_decibels(weight, free, free, Layout.ROWS) == 0.0
+    exact = np.zeros((4, 4), np.float32)
+    same = quantize_layer_weight(exact, Layout.ROWS, True)
+    assert lost_decibels(exact, same, same, Layout.ROWS) == 0.0
+    ends = np.array([[127, 127], [127, -127]], np.float32)
+    free, bounded = (quantize_layer_weight(ends, Layout.ROWS, each) for each in (False, True))
+    assert lost_decibels(ends, bounded, free, Layout.ROWS) in (0.0, float("inf"))
+
+
+def test_channels_that_cannot_saturate_keep_their_scale() -> None:
+    weight = np.array([[1.0, 1 / 127], [1.0, 1.0], [1.0, -1.0]], np.float32)  # pairs of 128, 254 and 127 codes
+    free, bounded = (quantize_layer_weight(weight, Layout.COLUMNS, each) for each in (False, True))
+    assert np.array_equal(bounded.scales == free.scales, [True, False, True])
+    assert bounded.largest_pair == 128

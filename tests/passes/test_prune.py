@@ -248,4 +248,4 @@ def test_running_twice_changes_nothing_more() -> None:
 
 def test_a_width_that_is_no_multiple_is_refused() -> None:
     with pytest.raises(UsageError, match="round_to"):
-        Prune(round_to=0)
+        Prune(round_to=-1)

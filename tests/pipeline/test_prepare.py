@@ -7,12 +7,25 @@ import pytest
 
 from onnxopt.errors import UsageError
 from onnxopt.model import load
-from onnxopt.passbase import Effect, Pass
-from onnxopt.pipeline import prepare
+from onnxopt.passbase import Effect, Pass, option
+from onnxopt.pipeline import grammar
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.prepare import check_order, quantized_nodes, with_prepared
 from tests.pipeline.breaking_passes import QuantizeInput
 from tests.pipeline.builders import classifier
+
+
+@dataclass(frozen=True)
+class Raise(Pass):
+    """Raise something, for a test."""
+
+    name: ClassVar[str] = "raise"
+    to: int = option(13, "what to")
+
+    @property
+    def effect(self) -> Effect:
+        """Nothing is lost."""
+        return Effect.EXACT
 
 
 def make(pass_name: str, *wanted: str, kind: Effect = Effect.EXACT) -> type[Pass]:
@@ -39,19 +52,22 @@ KNOWN = {
         make("pack", "fold", "fuse"),
         make("egg", "hen"),
         make("hen", "egg"),
+        make("old", "raise"),
+        make("new", "fold", "raise:to=19"),
+        Raise,
     )
 }
 
 
 @pytest.fixture(autouse=True)
 def _known_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "lookup", KNOWN.__getitem__)
+    monkeypatch.setattr(grammar, "lookup", KNOWN.__getitem__)
 
 
 def names(*listed: str) -> list[str]:
     """The prepared list, inserted passes written "fuse<thin"."""
-    steps = with_prepared([Step(KNOWN[name](), name) for name in listed])
-    return [f"{step.source}<{step.inserted_for}" if step.inserted_for else step.source for step in steps]
+    steps = with_prepared(grammar.parse(",".join(listed)))
+    return [f"{step}<{step.inserted_for}" if step.inserted_for else str(step) for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +80,10 @@ def names(*listed: str) -> list[str]:
         (["thin", "pack"], ["fold<thin", "fuse<thin", "thin", "pack"]),
         (["thin", "thin"], ["fold<thin", "fuse<thin", "thin", "thin"]),
         (["thin", "fold"], ["fold<thin", "fuse<thin", "thin", "fold"]),
+        (["new"], ["fold<new", "raise:to=19<new", "new"]),
+        (["old", "new"], ["raise<old", "old", "fold<new", "raise:to=19<new", "new"]),
+        (["new", "new", "old"], ["fold<new", "raise:to=19<new", "new", "new", "old"]),
+        (["raise:to=19", "new"], ["raise:to=19", "fold<new", "new"]),
     ],
 )
 def test_each_preparation_is_inserted_once_before_the_first_that_wants_it(
