@@ -6,9 +6,10 @@ Parts (default: table and levels):
     table     each recipe: all figures of the task, bytes and latency over the float model's (median of interleaved
               runs, one thread, with its interval), seconds to make it (preprocessing included) and peak memory; then
               each of ours against the bounds, and timed directly against the fastest peer
-    levels    ours at every optimization level of onnxruntime: loads, SQNR to itself unoptimized and to float, integer
-              kernels beside quantized layers
-    wall      the whole int8 command, --no-verify, beside plain inference of its samples; models with a Conv
+    levels    ours at every optimization level of onnxruntime: loads, SQNR to itself unoptimized and to float, each
+              operator on the same codes, integer kernels beside quantized layers
+    wall      the whole int8 command, --no-verify, beside plain inference of all samples that it is given (it calibrates
+              on three fifths of them); models with a Conv
     weights   passes that only store weights in fewer bits (--weights, default those that are installed): bytes, SQNR,
               task, latency
     rounding  output error of 4-bit weights (--rounding) beside rounding to nearest at equal block size, by Gram
@@ -55,8 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["table", "levels"], choices=list(PARTS), metavar="PART")
     parser.add_argument("--ours", action="append", metavar="PASSES", help="default int8")
     parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--nncf", type=Path, metavar="PYTHON", help="an interpreter that has NNCF")
-    parser.add_argument("--onnxsim", type=Path, metavar="PYTHON", help="an interpreter that has onnxsim")
+    parser.add_argument("--nncf", type=_interpreter, metavar="PYTHON", help="an interpreter that has NNCF")
+    parser.add_argument("--onnxsim", type=_interpreter, metavar="PYTHON", help="an interpreter that has onnxsim")
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
     parser.add_argument("--histogram-samples", type=int, default=16, help="for calibrators that hold all values")
@@ -76,6 +77,12 @@ def arguments() -> argparse.Namespace:
     args.ours = args.ours or ["int8"]
     args.peers = [peer for peer in PEERS if peer != "nncf-transformer"] if args.peers is None else args.peers
     return args
+
+
+def _interpreter(text: str) -> str:
+    """A path from here, since children start elsewhere; the link of a virtual environment is not followed."""
+    path = Path(text)
+    return str(path.absolute()) if path.exists() else text
 
 
 def main() -> int:

@@ -123,7 +123,7 @@ class Bench:
         if interpreter[recipe] is None:
             option = "--onnxsim" if recipe == "onnxsim" else "--nncf"
             raise Failed(f"left out: {option} names no interpreter")
-        return [str(interpreter[recipe]), str(_FOREIGN), recipe, *words]
+        return [interpreter[recipe], str(_FOREIGN), recipe, *words]
 
     def _write(self, kind: str, feeds: Any) -> Path:
         folder = self.folder / f"{self.name}.{kind}"

@@ -11,6 +11,7 @@ import onnx
 import onnxruntime
 
 from benchmarks.quantization.bench import Bench
+from benchmarks.quantization.steps import told_steps
 from benchmarks.quantization.table import told_error
 from onnxopt.feeds import Feeds
 from onnxopt.model import Model, Node, Variable, load
@@ -33,8 +34,10 @@ def levels(bench: Bench) -> Iterator[str]:
     for recipe in bench.args.ours:
         try:
             path = bench.make(recipe).path
-            for line in [told_levels(path), told_agreement(bench.path, path, bench.evaluation), told_kernels(path)]:
-                yield f"  {recipe:22} {line}"
+            yield f"  {recipe:22} {told_levels(path)}"
+            yield f"  {recipe:22} {told_agreement(bench.path, path, bench.evaluation)}"
+            yield f"  {recipe:22} {told_steps(path, bench.evaluation)}"
+            yield f"  {recipe:22} {told_kernels(path)}"
         except Exception as error:  # noqa: BLE001  one failing result must not end the part
             yield f"  {recipe:22} {told_error(error)}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.quantization import bounds, levels, rounding
+from benchmarks.quantization import bounds, levels, rounding, steps
 from benchmarks.quantization.bounds import Figures
 from benchmarks.quantization.children import Failed, Limits, run_child
 from benchmarks.quantization.weights import cast_chains
@@ -188,6 +189,9 @@ m (float[n, 32] x) => (float[n, 6] y) {
 """
 
 
+CHAIN = {"w": weight(32, 48), "v": weight(48, 6), "u": weight(6, 6)}
+
+
 def test_layer_errors_rank_finer_weights_lower() -> None:
     model = parse(MATMULS, {"w": weight(32, 48), "v": weight(48, 6)})
     feeds = Feeds(from_items([{"x": normal(8, 32, seed=n)} for n in range(4)], "x"), Session(model).inputs)
@@ -218,6 +222,28 @@ def test_integer_kernels_are_counted_beside_quantized_layers(tmp_path: Path) -> 
     assert levels.quantized_layers(load(tmp_path / "q.onnx")) == {"MatMul": 2}
     assert levels.told_kernels(tmp_path / "q.onnx").startswith("2 quantized layers (MatMul 2), 2 integer ones")
     assert levels.told_levels(tmp_path / "q.onnx") == "loads at all 5 levels: yes"
+
+
+def test_operators_are_run_apart_on_the_codes_before_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model = parse(MATMULS.replace("y = MatMul(r, v)", "a = MatMul(r, v) b = Relu(a) y = MatMul(b, u)"), CHAIN)
+    feeds = [{"x": normal(8, 32, seed=n)} for n in range(4)]
+    assert list(steps.parts_of(model.to_proto())) == []
+    assert steps.differences(model.to_proto(), feeds[0]) == {}
+    quantize(model, feeds)
+    proto = model.to_proto()
+    parts = list(steps.parts_of(proto))
+    codes = [node.output[0] for node in proto.graph.node if node.op_type == "QuantizeLinear"]
+    # the first one only converts the input; each other stands between one layer's codes and the next one's
+    assert [(part.inputs, part.output) for part in parts] == [([a], b) for a, b in itertools.pairwise(codes)]
+    assert [sum(node.op_type == "MatMul" for node in part.nodes) for part in parts] == [1] * (len(codes) - 1)
+    found = steps.differences(proto, feeds[0])
+    assert set(found) == set(codes[1:])
+    assert max(found.values()) <= 1
+    model.save(tmp_path / "q.onnx")
+    read = Feeds(from_items(feeds, "x"), Session(model).inputs)
+    assert steps.told_steps(tmp_path / "q.onnx", read).endswith("bound 1: yes")
+    monkeypatch.setattr(steps, "differences", lambda *_: {"p": 1, "q": 3, "r": 2})
+    assert steps.told_steps(tmp_path / "q.onnx", read).endswith("3 steps apart at most, bound 1: NO, 2 of them; q")
 
 
 def test_a_model_that_no_level_loads_is_told(tmp_path: Path) -> None:

@@ -95,6 +95,7 @@ def test_every_part_tells_of_each_recipe(zoo: Path) -> None:
     assert "over u8s8, the fastest peer" in verdicts[-1]
     assert any(found.endswith("loads at all 5 levels: yes") for found in lines)
     assert any(found.endswith("10 dB above: yes") for found in lines)
+    assert any("operators on the same codes: " in found for found in lines)
     assert any("quantized layers (" in found for found in lines)
     assert any("with 20 samples" in found for found in lines)
     assert any(found.startswith("fuse_bn") and "Cast behind Cast" in found for found in lines)
