@@ -72,7 +72,7 @@ def verdicts(
     primary = next(iter(before))
     peer = best_peer(peers, primary, higher_is_better)
     worse = None if peer is None else drop(before[primary], peer.scores[primary], higher_is_better)
-    beside = "no peer is as fast as float" if peer is None else f"{peer.recipe} drops {worse:.4f}"
+    beside = "no measured peer is as fast as float" if peer is None else f"{peer.recipe} drops {worse:.4f}"
     lost = drop(before[primary], result.scores[primary], higher_is_better)
     allowed = allowed_drop(before[primary], worse)
     yield f"{primary} drops {lost:.4f}, bound {allowed:.4f} ({beside}): {_told(lost <= allowed + 1e-9)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -64,7 +65,7 @@ def told_agreement(original: Path, path: Path, feeds: Feeds) -> str:
     if itself.min_sqnr_db is None or float_.min_sqnr_db is None:
         same = itself.quality
         return f"answers equal: unoptimized {same:.4f}, float {float_.quality:.4f}"
-    holds = float_.bit_equal or itself.min_sqnr_db >= float_.min_sqnr_db + MARGIN_DB
+    holds = float_.min_sqnr_db == math.inf or itself.min_sqnr_db >= float_.min_sqnr_db + MARGIN_DB
     told = f"SQNR to unoptimized {_db(itself)}, to float {_db(float_)}; {MARGIN_DB:.0f} dB above"
     return f"{told}: {'yes' if holds else 'NO'}"
 
