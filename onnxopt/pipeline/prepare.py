@@ -14,8 +14,10 @@ _QUANTIZED = frozenset(
     {
         "ConvInteger",
         "DequantizeLinear",
+        "DynamicQuantizeLSTM",
         "DynamicQuantizeLinear",
         "DynamicQuantizeMatMul",
+        "GatherBlockQuantized",
         "MatMulInteger",
         "MatMulIntegerToFloat",
         "MatMulNBits",
