@@ -237,21 +237,18 @@ def _kernels(figures: KernelFigures, detail: int) -> Iterator[tuple[str, str]]:
 def _saturation(figures: SaturationFigures, detail: int) -> Iterator[tuple[str, str]]:
     unread = f"; {q.count(figures.unread)} could not be looked at" if figures.unread else ""
     if not figures.risks:
-        yield f"no layer can saturate, of {q.count(figures.checked)}{unread}", "plain"
+        looked = f" ({q.count(figures.checked)} looked at)" if figures.checked else ""
+        yield f"no layer can saturate{looked}{unread}", "plain"
         return
     names = _named([risk.name for risk in figures.risks], detail)
     yield f"{len(figures.risks)} of {figures.checked} layers can saturate without VNNI: {names}{unread}", "warn"
     measured = [risk for risk in figures.risks if risk.outputs is not None]
-    if measured:
-        reach = sum(bool(risk.reachable) for risk in measured)
-        wrong, outputs = (
-            sum(counts) for counts in zip(*((r.differing or 0, r.outputs or 0) for r in measured), strict=True)
-        )
-        share = f"{q.count(wrong)} of {q.count(outputs)} outputs do"
-        yield (
-            f"{reach} of {len(measured)} with the codes of {q.samples(figures.samples)}; {share}",
-            "warn" if wrong else "plain",
-        )
+    if not measured:
+        return
+    reach = sum(bool(risk.reachable) for risk in measured)
+    wrong, outputs = (sum(risk.differing or 0 for risk in measured), sum(risk.outputs or 0 for risk in measured))
+    text = f"{reach} of {len(measured)} with the codes of {q.samples(figures.samples)}"
+    yield f"{text}; {q.count(wrong)} of {q.count(outputs)} outputs do", "warn" if wrong else "plain"
 
 
 def _layers(figures: QuantizationFigures, detail: int) -> Iterator[Line]:

@@ -19,7 +19,7 @@ def optimized_graph(model: Model, *, threads: int = 1) -> Model:
     """The model as onnxruntime optimizes it on this machine, for its nodes and names alone.
 
     Values of its tensors from 1 KiB on are not kept, and must not be asked for: they are written nowhere, so this takes
-    a load of the model and no more, whatever its size. Raises ModelError where onnxruntime can't load it.
+    less than loading the model does, whatever its size. Raises ModelError where onnxruntime can't load it.
     """
     with tempfile.TemporaryDirectory(prefix="onnxopt-", ignore_cleanup_errors=True) as name:
         folder = Path(name)

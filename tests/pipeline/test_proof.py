@@ -533,6 +533,21 @@ def test_a_check_proves_a_quantized_candidate(example: Example, tmp_path: Path) 
     assert api.check(example[0], example[0], example[1], latency_seconds=0).quantization is None
 
 
+def test_memory_is_measured_from_a_size_on_that_tells(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = run(example, "int8:all_layers=true").report.quantization
+    assert small is not None
+    assert small.memory is None
+    monkeypatch.setattr(proof, "SMALL", 0)
+    monkeypatch.setattr(proof, "loaded_bytes", lambda path, threads: path.stat().st_size)
+    figures = run(example, "int8:all_layers=true").report
+    assert figures.quantization is not None
+    memory = figures.quantization.memory
+    assert memory is not None
+    assert memory.reference_bytes == example[0].stat().st_size
+    assert figures.candidate is not None
+    assert memory.candidate_bytes == figures.candidate.file_bytes
+
+
 def test_targets_that_never_saturate_are_not_looked_at(example: Example) -> None:
     report = run(example, "int8:all_layers=true", target="arm64").report
     assert report.quantization is not None

@@ -68,7 +68,7 @@ def test_a_sound_result_takes_three_lines_and_its_layers() -> None:
     assert shown[at + 1 : at + 5] == [
         "  2 of 2 quantized layers run on integer kernels: QGemm 2",
         "  conversions left: 1 QuantizeLinear, 0 DequantizeLinear",
-        "  no layer can saturate, of 2",
+        "  no layer can saturate (2 looked at)",
         "",
     ]
 

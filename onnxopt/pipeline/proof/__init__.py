@@ -29,6 +29,8 @@ __all__ = ["PROOF_FEEDS", "prove"]
 
 # Inner tensors are looked at on so many feeds, a few runs of each model more.
 PROOF_FEEDS = 4
+# Below so many bytes of weights, what a process grows by is the runtime's own.
+SMALL = 1 << 20
 Part = TypeVar("Part")
 
 
@@ -76,7 +78,9 @@ def prove(
 
 
 def _memory(models: tuple[Model, Model], files: tuple[Path | None, Path | None], threads: int) -> MemoryFigures | None:
-    """None where the platform does not tell, or a model above 2 GB is not written anywhere."""
+    """None where the platform does not tell, for small models, and where one above 2 GB is not written anywhere."""
+    if models[0].nbytes() < SMALL:
+        return None
     found = []
     for model, path in zip(models, files, strict=True):
         with _on_disk(model, path) as file:
