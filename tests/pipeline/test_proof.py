@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnx.parser
 import pytest
+from ml_dtypes import int4
 
 from onnxopt import api
 from onnxopt.errors import PassError
-from onnxopt.model import Model
+from onnxopt.model import Model, load
 from onnxopt.numerics.saturation import Layout, kernel_order, saturating_product
 from onnxopt.pipeline import proof
 from onnxopt.pipeline.proof import exposed
@@ -266,6 +269,69 @@ def test_a_layer_that_did_not_fuse_in_a_body_is_named() -> None:
     assert (figures.layers, figures.integer) == (1, 0)
 
 
+@pytest.mark.parametrize("unpacking", ["Cast <to = 3> (packed)", "Gather(book, at)", "Identity(plain)"])
+@pytest.mark.parametrize("fused", [True, False])
+def test_weights_that_are_unpacked_at_load_keep_their_layer(unpacking: str, fused: bool) -> None:
+    text = f"""g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) {{
+        {qdq("x", "d")}
+        k = {unpacking}
+        w = DequantizeLinear <axis = 0> (k, t, zeros)
+        a = Conv <kernel_shape = [1, 1]> (d, w)
+        {qdq("a", "y") if fused else "y = Relu(a)"}
+    }}"""
+    codes = np.random.default_rng(0).integers(-8, 8, (8, 8, 1, 1)).astype(np.int8)
+    given: dict[str, Any] = {**SCALES, "zeros": np.zeros(8, np.int8), "plain": codes, "packed": codes.astype(int4)}
+    given |= {"book": np.arange(16).astype(np.int8), "at": codes.astype(np.int64) + 8}
+    figures = kernels(parse(text, given, opset=21))
+    assert (figures.layers, figures.integer) == (1, int(fused))
+    assert [layer.name for layer in figures.unfused] == ([] if fused else ["a"])
+
+
+def test_branches_that_the_runtime_inlines_and_names_used_twice() -> None:
+    branch = f"""float[1, 8, 6, 6] p) {{
+        {qdq("x", "d")} w = DequantizeLinear(c, s) p = Conv <kernel_shape = [1, 1]> (d, w) }}"""
+    text = f"""g (bool b, float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) {{
+        y = If (b) < then_branch = t () => ({branch}, else_branch = e () => ({branch} >
+    }}"""
+    codes = np.random.default_rng(0).integers(-60, 60, (8, 8, 1, 1)).astype(np.int8)
+    both = kernels(parse(text, {**SCALES, "c": codes}, opset=12))
+    assert [layer.name for layer in both.unfused] == ["p", "p"]
+    assert (both.layers, both.integer) == (2, 0)
+    inlined = parse(text.replace("bool b, ", ""), {**SCALES, "c": codes, "b": np.array(True)}, opset=12)
+    assert [layer.name for layer in kernels(inlined).unfused] == ["p"]
+
+
+def test_a_layer_of_a_loop_counts() -> None:
+    text = f"""g (float[1, 8] x, int64 n, bool b) => (float[1, 8] y) {{
+        y = Loop (n, b, x) <
+            body = l (int64 i, bool k, float[1, 8] v) => (bool k2, float[1, 8] o) {{
+                k2 = Identity(k)
+                {qdq("v", "d")}
+                w = DequantizeLinear <axis = 1> (c, t, zeros)
+                o = MatMul(d, w)
+            }}
+        >
+    }}"""
+    codes = np.random.default_rng(0).integers(-60, 60, (8, 8)).astype(np.int8)
+    figures = kernels(parse(text, {**SCALES, "c": codes, "zeros": np.zeros(8, np.int8)}))
+    assert (figures.layers, figures.kernels) == (1, {"MatMulIntegerToFloat": 1})
+
+
+def test_what_the_runtime_inlines_from_a_function_is_named_too() -> None:
+    text = """g (float[1, 8, 6, 6] x) => (float[1, 8, 6, 6] y) { y = own.part(x, c, t) }
+    <domain: "own", opset_import: ["" : 17]>
+    part (v, k, f) => (o) { w = DequantizeLinear <axis = 0> (k, f) o = Conv <kernel_shape = [1, 1]> (v, w) }"""
+    codes = np.random.default_rng(0).integers(-60, 60, (8, 8, 1, 1)).astype(np.int8)
+    proto = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17, "own" : 1]> {text}')
+    for name, values in {"c": codes, "t": SCALES["t"]}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+    figures = kernels(load(proto))
+    assert [(layer.operator, layer.reason) for layer in figures.unfused] == [
+        ("Conv", "its weight is dequantized at every run")
+    ]
+    assert (figures.layers, figures.integer) == (1, 0)
+
+
 def test_kernels_that_a_file_came_with_count() -> None:
     text = """g (uint8[n, 8] x) => (int32[n, 4] y) { y = MatMulInteger(x, w) }"""
     figures = kernels(parse(text, {"w": np.ones((8, 4), np.int8)}))
@@ -409,6 +475,15 @@ def test_a_weight_behind_a_cast_is_read_and_one_behind_a_codebook_is_told() -> N
     assert len(risky(cast, []).risks) == len(risky(model, []).risks) == 1
     book = parse(text.replace("MAKE", "Gather(book, at)"), {**SCALES, **given})
     assert risky(book, []) == SaturationFigures(checked=0, unread=1)
+
+
+def test_weights_multiplied_from_the_left_are_told() -> None:
+    text = """g (float[2, n] x) => (float[4, n] y) {
+        q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z)
+        w = DequantizeLinear(c, s)
+        y = MatMul(w, d)
+    }"""
+    assert risky(parse(text, {**SCALES, "c": np.full((4, 2), 127, np.int8)}), []) == SaturationFigures(0, unread=1)
 
 
 # noise of layers

@@ -40,8 +40,8 @@ def kernel_figures(result: Model, optimized: Model) -> KernelFigures:
     ops = Counter(node.op for _, node in _nodes(optimized))
     running = sum(count for op, count in kernels.items() if op in INTEGER_LAYERS)
     return KernelFigures(
-        layers=len(layers),
-        integer=min(len(layers) - len(left.unfused), running),
+        layers=len(layers) + left.strangers,
+        integer=min(len(layers) + left.strangers - len(left.unfused), running),
         kernels=dict(sorted(kernels.items(), key=lambda entry: (-entry[1], entry[0]))),
         unfused=tuple(left.unfused),
         float_layers=floats,
@@ -52,10 +52,14 @@ def kernel_figures(result: Model, optimized: Model) -> KernelFigures:
 
 
 class _Left:
-    """The layers found among the float operators of the optimized graph."""
+    """The layers found among the float operators of the optimized graph.
+
+    strangers: operators that read stored codes and are no layer of the model, as where a local function was inlined.
+    """
 
     def __init__(self, layers: list[CodedLayer]) -> None:
         self.unfused: list[UnfusedLayer] = []
+        self.strangers = 0
         self._waiting: dict[str, list[CodedLayer]] = {}
         self._seen: set[int] = set()
         self._by_codes: dict[str, list[CodedLayer]] = {}
@@ -79,6 +83,7 @@ class _Left:
             self._seen.add(id(layer))
             self.unfused.append(UnfusedLayer(layer.name, layer.node.op, _reason(layer)))
         else:
+            self.strangers += 1
             self.unfused.append(UnfusedLayer(label(node), node.op, _EVERY_RUN))
         return False
 

@@ -17,7 +17,7 @@ from onnxopt.feeds import Sample
 from onnxopt.model import Constant, Model, Node
 from onnxopt.numerics.saturation import Layout, kernel_order, pairs_at_risk, saturates, saturation_loss
 from onnxopt.pipeline.proof.exposed import exposing, grouped, sizes
-from onnxopt.quantization.coded import CodedLayer, Form, coded_layers, decoded_inputs
+from onnxopt.quantization.coded import CodedLayer, Form, coded_layers, decoded, decoded_inputs
 from onnxopt.report import SaturationFigures, SaturationRisk
 from onnxopt.runtime import Array
 
@@ -111,7 +111,13 @@ def _multiplies_codes(layer: CodedLayer) -> bool:
 
 
 def _weight(layer: CodedLayer) -> Array | None:
-    """The codes of its weight; none at all, [0, 0], where both operands are unsigned codes that never saturate."""
+    """The codes of its weight; none at all, [0, 0], where both operands are unsigned codes that never saturate.
+
+    None where they can't be read, or are multiplied from the left, where the kernel pairs them otherwise.
+    """
+    first = decoded(layer.node.inputs[0]) if layer.form is Form.STATIC else None
+    if first is not None and first.constant:
+        return None
     weight = layer.weight_codes()
     if weight is not None:
         fits = weight.ndim == 2 or layer.layout is Layout.CONV
