@@ -219,7 +219,7 @@ def _kernels(figures: KernelFigures, detail: int) -> Iterator[tuple[str, str]]:
     """(text, role) of each sentence."""
     listed = ", ".join(f"{kernel} {q.count(number)}" for kernel, number in figures.kernels.items())
     role = "plain" if figures.integer == figures.layers else "warn"
-    running = f"{q.count(figures.integer)} of {q.count(figures.layers)} quantized layers run on integer kernels"
+    running = f"{q.count(figures.integer)} of {q.layers(figures.layers, 'quantized')} run on integer kernels"
     yield f"{running}{f': {listed}' if listed else ''}", role
     groups: dict[str, list[str]] = {}
     for layer in figures.unfused:
@@ -230,7 +230,7 @@ def _kernels(figures: KernelFigures, detail: int) -> Iterator[tuple[str, str]]:
         count = q.count(len(figures.between_codes))
         yield f"on floats between codes: {count} x {_named(figures.between_codes, detail)}", "warn"
     nodes = f"{q.count(figures.quantize_nodes)} QuantizeLinear, {q.count(figures.dequantize_nodes)} DequantizeLinear"
-    floats = f"{q.count(figures.float_layers)} layers left on floats; " if figures.float_layers else ""
+    floats = f"{q.layers(figures.float_layers)} left on floats; " if figures.float_layers else ""
     yield f"{floats}conversions left: {nodes}", "plain"
 
 
@@ -241,7 +241,10 @@ def _saturation(figures: SaturationFigures, detail: int) -> Iterator[tuple[str, 
         yield f"no layer can saturate{looked}{unread}", "plain"
         return
     names = _named([risk.name for risk in figures.risks], detail)
-    yield f"{len(figures.risks)} of {figures.checked} layers can saturate without VNNI: {names}{unread}", "warn"
+    yield (
+        f"{q.count(len(figures.risks))} of {q.layers(figures.checked)} can saturate without VNNI: {names}{unread}",
+        "warn",
+    )
     measured = [risk for risk in figures.risks if risk.outputs is not None]
     if not measured:
         return
@@ -257,7 +260,7 @@ def _layers(figures: QuantizationFigures, detail: int) -> Iterator[Line]:
     worst: list[LayerFigures] = sorted(figures.layers, key=lambda layer: layer.sqnr_db)
     shown = worst if detail else worst[:_LAYERS]
     more = f", {q.count(figures.unmeasured)} not measured" if figures.unmeasured else ""
-    head = f"lowest SQNR of {q.count(len(worst))} layers on {q.samples(figures.samples)}{more}"
+    head = f"lowest SQNR of {q.layers(len(worst))} on {q.samples(figures.samples)}{more}"
     rows = [["layer", "type", "SQNR", "its input"]]
     rows += [[layer.name, layer.operator, q.decibels(layer.sqnr_db), q.decibels(layer.input_db)] for layer in shown]
     room = WIDTH - 2 - sum(2 + max(len(row[at]) for row in rows) for at in (1, 2, 3))
