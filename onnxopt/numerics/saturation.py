@@ -120,3 +120,36 @@ def saturating_product(codes: npt.NDArray[np.uint8], ordered: npt.NDArray[np.int
         pair = np.multiply.outer(left[:, k], right[:, k]) + np.multiply.outer(left[:, k + 1], right[:, k + 1])
         total += np.clip(pair, -INT16_MAXIMUM - 1, INT16_MAXIMUM)
     return total
+
+
+def saturation_loss(codes: npt.NDArray[np.uint8], ordered: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """What saturation takes from each sum: `saturating_product(codes, ordered)` minus the exact product, [M, N].
+
+    Computes only the pairs whose weights can saturate at the largest code that occurs, so that a layer in which few can
+    costs little.
+    """
+    loss = np.zeros((codes.shape[0], ordered.shape[0]), np.int64)
+    if codes.size == 0 or ordered.size == 0:
+        return loss
+    if codes.shape[1] % 2:
+        codes = np.pad(codes, ((0, 0), (0, 1)))
+        ordered = np.pad(ordered, ((0, 0), (0, 1)))
+    risky = pairs_at_risk(ordered, int(codes.max()))
+    left, right = codes.astype(np.int32), ordered.astype(np.int32)
+    for pair in np.flatnonzero(risky.any(axis=0)):
+        rows = np.flatnonzero(risky[:, pair])
+        sums = left[:, 2 * pair, None] * right[rows, 2 * pair] + left[:, 2 * pair + 1, None] * right[rows, 2 * pair + 1]
+        loss[:, rows] += np.clip(sums, -INT16_MAXIMUM - 1, INT16_MAXIMUM) - sums
+    return loss
+
+
+def pairs_at_risk(ordered: npt.NDArray[np.int8], largest_code: int = 255) -> npt.NDArray[np.bool_]:
+    """Which pairs of int8 codes [N, K] in kernel order can saturate with activation codes 0..largest_code: [N, pairs].
+
+    An odd last k is in no pair: alone it never saturates.
+    """
+    even = ordered[:, : ordered.shape[1] // 2 * 2].astype(np.int32)
+    first, second = even[:, 0::2], even[:, 1::2]
+    upward = np.maximum(first, 0) + np.maximum(second, 0)
+    downward = np.maximum(-first, 0) + np.maximum(-second, 0)
+    return np.asarray(np.maximum(upward, downward) > pair_limit(largest_code))

@@ -10,10 +10,12 @@ from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.pipeline.facts import facts, feed_facts, versions
 from onnxopt.pipeline.final import Demands, Findings, Pair, conclude
+from onnxopt.pipeline.proof import prove
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import narrowest_float, random_outputs
 from onnxopt.report import Report, Verdict
 from onnxopt.runtime import Session
+from onnxopt.target import resolve
 
 
 def check(
@@ -39,6 +41,18 @@ def check(
     threads = settings.threads
     pair = Pair(Session(reference, threads=threads), Session(candidate, threads=threads), sizes)
     findings = _findings(pair, reference, split, demands, settings, progress)
+    del pair  # and the weights that its sessions packed
+    quantization = None
+    if findings.comparison is not None:
+        quantization = prove(
+            reference,
+            candidate,
+            split.evaluate,
+            files=(paths[1], paths[0]),
+            threads=threads,
+            saturates=resolve().saturates,
+            progress=progress,
+        )
     problems = findings.problems
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return Report(
@@ -55,6 +69,7 @@ def check(
         comparison=findings.comparison,
         metrics=findings.metrics,
         latency=findings.latency,
+        quantization=quantization,
         budgets=findings.budgets,
         warnings=tuple(findings.warnings),
         seconds=time.perf_counter() - started,

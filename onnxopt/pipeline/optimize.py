@@ -19,11 +19,12 @@ from onnxopt.pipeline.final import Demands, Findings, Pair, conclude, judge_size
 from onnxopt.pipeline.grammar import Step, canonical
 from onnxopt.pipeline.passes import Runner
 from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
+from onnxopt.pipeline.proof import prove
 from onnxopt.pipeline.result import Result, VerdictError
 from onnxopt.pipeline.saved import SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
-from onnxopt.report import ModelFacts, PassRecord, Report, Status, Verdict, write
+from onnxopt.report import ModelFacts, PassRecord, QuantizationFigures, Report, Status, Verdict, write
 from onnxopt.runtime import Session
 from onnxopt.target import Target
 
@@ -146,6 +147,7 @@ class Run:
     ) -> Result:
         verdict, reason = self._verdict(records, findings)
         refused = verdict is Verdict.FAILED
+        quantization = self._prove(model) if stages is not None and _changed(records) else None
         path = self.output
         if refused and path is not None:
             path = files.failed_path(path) if self.settings.keep_failed else None
@@ -160,10 +162,22 @@ class Run:
             comparison=findings.comparison,
             metrics=findings.metrics,
             latency=findings.latency,
+            quantization=quantization,
             budgets=findings.budgets,
             warnings=self._warnings(records, stages, findings),
         )
         return Result(model, report, path)
+
+    def _prove(self, model: Model) -> QuantizationFigures | None:
+        return prove(
+            self.reference,
+            model,
+            self.split.select,
+            files=(self.source, None),
+            threads=self.settings.threads,
+            saturates=self.target.saturates,
+            progress=self.progress,
+        )
 
     def _save(self, model: Model, path: Path, stages: Stages | None) -> None:
         samples = list(self.split.evaluate.take(SAVED_FEEDS)) if stages is not None else []

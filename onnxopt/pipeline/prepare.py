@@ -18,6 +18,7 @@ _QUANTIZED = frozenset(
         "DynamicQuantizeLSTM",
         "DynamicQuantizeLinear",
         "DynamicQuantizeMatMul",
+        "GatherBlockQuantized",
         "MatMulInteger",
         "MatMulIntegerToFloat",
         "MatMulNBits",

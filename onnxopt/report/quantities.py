@@ -17,6 +17,11 @@ def samples(number: int) -> str:
     return "1 sample" if number == 1 else f"{count(number)} samples"
 
 
+def layers(number: int, kind: str = "") -> str:
+    """1 layer, 57 layers, 57 quantized layers."""
+    return f"{count(number)} {kind}{' ' if kind else ''}layer{'' if number == 1 else 's'}"
+
+
 def size(number: int) -> str:
     """Bytes in decimal units, as file managers and data sheets count them: 1.47 MB."""
     value = float(number)

@@ -177,6 +177,105 @@ class FeedFacts:
 
 
 @dataclass(frozen=True)
+class UnfusedLayer:
+    """A quantized layer that the runtime computes on floats all the same. operator: its type, as "Conv"."""
+
+    name: str
+    operator: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class KernelFigures:
+    """What onnxruntime makes of the quantized layers, counted in the graph that it optimizes, inner bodies included.
+
+    layers: quantized ones in the result. integer: those of them that an integer kernel runs; `unfused` are the others.
+    kernels: integer kernels of layers and of what stands between them, by operator. float_layers: layers that nobody
+    quantized, or whose stored weight is folded to floats when the model is loaded. between_codes: other operators that
+    run on floats between a DequantizeLinear and a QuantizeLinear. quantize_nodes, dequantize_nodes: those left.
+    """
+
+    layers: int
+    integer: int
+    kernels: dict[str, int]
+    unfused: tuple[UnfusedLayer, ...] = ()
+    float_layers: int = 0
+    between_codes: tuple[str, ...] = ()
+    quantize_nodes: int = 0
+    dequantize_nodes: int = 0
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """How close a layer's tensor of the result is to the tensor of that name in the original, over all feeds.
+
+    A pass that scales a tensor and takes the factor out behind it, as equalization does, makes that look like noise.
+    sqnr_db: of the tensor; it includes what earlier layers did. input_db: the same of what the layer reads, None where
+    the original has no such tensor.
+    """
+
+    name: str
+    operator: str
+    tensor: str
+    sqnr_db: float
+    input_db: float | None = None
+
+
+@dataclass(frozen=True)
+class SaturationRisk:
+    """A layer whose weight codes can overflow a 16-bit pair sum on x86 without VNNI, for some input.
+
+    largest_code: the largest activation code that occurred. reachable: whether the weights can overflow with codes up
+    to that. outputs, differing: outputs that were computed both ways, and those that differ. None: not measured.
+    """
+
+    name: str
+    operator: str
+    largest_code: int | None = None
+    reachable: bool | None = None
+    outputs: int | None = None
+    differing: int | None = None
+
+
+@dataclass(frozen=True)
+class SaturationFigures:
+    """Products that saturate on x86 without VNNI. checked: layers of 8-bit codes whose weights were looked at.
+
+    unread: layers whose weights could not be read. risks: the layers that can saturate. samples: feeds measured on.
+    """
+
+    checked: int
+    unread: int = 0
+    risks: tuple[SaturationRisk, ...] = ()
+    samples: int = 0
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """Bytes by which a fresh process grows as it loads each model; measured on Linux, for models from 1 MiB on."""
+
+    reference_bytes: int
+    candidate_bytes: int
+
+
+@dataclass(frozen=True)
+class QuantizationFigures:
+    """What is known of a quantized result. A part is None where it was not measured; `notes` say why.
+
+    layers: in the order of the graph; samples: feeds that they were measured on. unmeasured: quantized layers whose
+    tensor the original does not have, or in another shape, and those in inner bodies.
+    """
+
+    kernels: KernelFigures | None = None
+    saturation: SaturationFigures | None = None
+    layers: tuple[LayerFigures, ...] = ()
+    samples: int = 0
+    unmeasured: int = 0
+    memory: MemoryFigures | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """One run. command: "optimize" or "check"; passes_text: the pipeline in canonical form."""
 
@@ -196,6 +295,7 @@ class Report:
     comparison: ComparisonFigures | None = None
     metrics: tuple[MetricFigures, ...] = ()
     latency: LatencyFigures | None = None
+    quantization: QuantizationFigures | None = None
     budgets: tuple[BudgetFigures, ...] = ()
     warnings: tuple[str, ...] = ()
     error: ErrorFacts | None = None

@@ -9,13 +9,27 @@ from pathlib import Path
 
 from onnxopt.passbase import Change, Skip
 from onnxopt.report import quantities as q
-from onnxopt.report.record import ComparisonFigures, ModelFacts, OutputFigures, PassRecord, Report, Status, Verdict
+from onnxopt.report.record import (
+    ComparisonFigures,
+    KernelFigures,
+    LayerFigures,
+    ModelFacts,
+    OutputFigures,
+    PassRecord,
+    QuantizationFigures,
+    Report,
+    SaturationFigures,
+    Status,
+    Verdict,
+)
 
 WIDTH = 80
 # how many nodes are named behind a count
 _NAMED = 3
 # how many reasons for leaving nodes alone
 _REASONS = 10
+# how many layers are shown with their SQNR
+_LAYERS = 5
 _GOOD = (Verdict.PASSED, Verdict.SYNTHETIC, Verdict.UNCHANGED)
 
 
@@ -43,6 +57,7 @@ def lines(report: Report, detail: int = 0) -> Iterator[Line]:
         _changes(report.passes) if detail else [],
         _skips(report.passes, detail),
         _notes(report.passes),
+        _quantization(report.quantization, detail),
         _comparison(report.comparison),
         _feeds(report),
         _budgets(report),
@@ -76,6 +91,10 @@ def _models(report: Report) -> Iterator[Line]:
         ],
         ["nodes", q.count(before.nodes), q.count(after.nodes), q.change(before.nodes, after.nodes)],
     ]
+    memory = report.quantization.memory if report.quantization is not None else None
+    if memory is not None:
+        taken = memory.reference_bytes, memory.candidate_bytes
+        rows.insert(2, ["memory", *map(q.size, taken), q.change(*taken)])
     timing = report.latency
     if timing is not None:
         rows.append(
@@ -181,6 +200,78 @@ def _notes(records: Sequence[PassRecord]) -> Iterator[Line]:
     if noted:
         yield (Span("notes", "head"),)
         yield from ((Span(line),) for note in noted for line in _wrapped(note))
+
+
+def _quantization(figures: QuantizationFigures | None, detail: int) -> Iterator[Line]:
+    if figures is None:
+        return
+    yield (Span("kernels", "head"),)
+    told = [
+        *(_kernels(figures.kernels, detail) if figures.kernels is not None else ()),
+        *(_saturation(figures.saturation, detail) if figures.saturation is not None else ()),
+        *((f"not proven: {note}", "warn") for note in figures.notes),
+    ]
+    yield from ((Span(line, role),) for text, role in told for line in _wrapped(text))
+    yield from _layers(figures, detail)
+
+
+def _kernels(figures: KernelFigures, detail: int) -> Iterator[tuple[str, str]]:
+    """(text, role) of each sentence."""
+    listed = ", ".join(f"{kernel} {q.count(number)}" for kernel, number in figures.kernels.items())
+    role = "plain" if figures.integer == figures.layers else "warn"
+    running = f"{q.count(figures.integer)} of {q.layers(figures.layers, 'quantized')} run on integer kernels"
+    yield f"{running}{f': {listed}' if listed else ''}", role
+    groups: dict[str, list[str]] = {}
+    for layer in figures.unfused:
+        groups.setdefault(f"{layer.operator}: {layer.reason}", []).append(layer.name)
+    for reason, names in groups.items():
+        yield f"not fused: {q.count(len(names))} x {reason}: {_named(names, detail)}", "warn"
+    if figures.between_codes:
+        count = q.count(len(figures.between_codes))
+        yield f"on floats between codes: {count} x {_named(figures.between_codes, detail)}", "warn"
+    nodes = f"{q.count(figures.quantize_nodes)} QuantizeLinear, {q.count(figures.dequantize_nodes)} DequantizeLinear"
+    floats = f"{q.layers(figures.float_layers)} left on floats; " if figures.float_layers else ""
+    yield f"{floats}conversions left: {nodes}", "plain"
+
+
+def _saturation(figures: SaturationFigures, detail: int) -> Iterator[tuple[str, str]]:
+    unread = f"; {q.count(figures.unread)} could not be looked at" if figures.unread else ""
+    if not figures.risks:
+        looked = f" ({q.count(figures.checked)} looked at)" if figures.checked else ""
+        yield f"no layer can saturate{looked}{unread}", "plain"
+        return
+    names = _named([risk.name for risk in figures.risks], detail)
+    yield (
+        f"{q.count(len(figures.risks))} of {q.layers(figures.checked)} can saturate without VNNI: {names}{unread}",
+        "warn",
+    )
+    measured = [risk for risk in figures.risks if risk.outputs is not None]
+    if not measured:
+        return
+    reach = sum(bool(risk.reachable) for risk in measured)
+    wrong, outputs = (sum(risk.differing or 0 for risk in measured), sum(risk.outputs or 0 for risk in measured))
+    text = f"{reach} of {len(measured)} with the codes of {q.samples(figures.samples)}"
+    yield f"{text}; {q.count(wrong)} of {q.count(outputs)} outputs do", "warn" if wrong else "plain"
+
+
+def _layers(figures: QuantizationFigures, detail: int) -> Iterator[Line]:
+    if not figures.layers:
+        return
+    worst: list[LayerFigures] = sorted(figures.layers, key=lambda layer: layer.sqnr_db)
+    shown = worst if detail else worst[:_LAYERS]
+    more = f", {q.count(figures.unmeasured)} not measured" if figures.unmeasured else ""
+    head = f"lowest SQNR of {q.layers(len(worst))} on {q.samples(figures.samples)}{more}"
+    rows = [["layer", "type", "SQNR", "its input"]]
+    rows += [[layer.name, layer.operator, q.decibels(layer.sqnr_db), q.decibels(layer.input_db)] for layer in shown]
+    room = WIDTH - 2 - sum(2 + max(len(row[at]) for row in rows) for at in (1, 2, 3))
+    yield (Span(f"  {head}"),)
+    yield from _table([[q.shortened(row[0], room), *row[1:]] for row in rows], "<<>>")
+
+
+def _named(names: Sequence[str], detail: int) -> str:
+    """The first few names, with `detail` all."""
+    named = len(names) if detail else _NAMED
+    return ", ".join(names[:named]) + (", ..." if len(names) > named else "")
 
 
 def _comparison(comparison: ComparisonFigures | None) -> Iterator[Line]:

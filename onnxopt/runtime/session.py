@@ -22,6 +22,8 @@ ModelSource: TypeAlias = "Model | Path | str | bytes"
 
 # Failures come back as exceptions; at 3 the runtime would print each of them on stderr as well.
 _FATAL_ONLY = 4
+_NO_PACKING = "session.disable_prepacking"
+_WEIGHTS = "session.optimized_model_external_initializers"
 
 
 class Session:
@@ -32,6 +34,8 @@ class Session:
     optimize: ORT_ENABLE_ALL, else ORT_DISABLE_ALL without prepacked weights: a kernel given a computed weight sums in
     another order than one that packed a constant, so only then are equal values equal bits. threads: for the
     operators. optimized_path: where onnxruntime writes the model as it optimised it; needs `optimize`.
+    optimized_weights: the name of a file beside that for the weights from 1 KiB on; without, they are part of it, up to
+    2 GB. Such a session is made to be read and packs no weights, which is half of what loading a large model takes.
     one_block: let the runtime plan all tensors of a run into one block of memory; without, each is freed after its use.
     Raises UsageError for a missing file and ModelError when onnxruntime refuses the model: its message in one line,
     with the node if it names one.
@@ -44,6 +48,7 @@ class Session:
         optimize: bool = True,
         threads: int = 1,
         optimized_path: Path | None = None,
+        optimized_weights: str | None = None,
         one_block: bool = True,
         name: str | None = None,
     ) -> None:
@@ -52,6 +57,10 @@ class Session:
         self.threads = threads
         self.name = name or _name(model)
         options = _options(optimize, threads, optimized_path)
+        if optimized_weights is not None:
+            options.add_session_config_entry(f"{_WEIGHTS}_file_name", optimized_weights)
+            options.add_session_config_entry(f"{_WEIGHTS}_min_size_in_bytes", "1024")
+            options.add_session_config_entry(_NO_PACKING, "1")
         options.enable_mem_pattern = one_block
         source, self._kept = _source(model, options)
         try:
@@ -99,7 +108,7 @@ def _options(optimize: bool, threads: int, optimized_path: Path | None) -> Any:
     # by itself the runtime would take a file whose bytes say so for another format than the one that was checked
     options.add_session_config_entry("session.load_model_format", "ONNX")
     if not optimize:
-        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry(_NO_PACKING, "1")
     if optimized_path is not None:
         options.optimized_model_filepath = str(optimized_path)
     return options

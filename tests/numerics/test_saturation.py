@@ -8,8 +8,10 @@ from onnxopt.numerics.saturation import (
     max_pair_sum,
     pair_bound_scales,
     pair_limit,
+    pairs_at_risk,
     saturates,
     saturating_product,
+    saturation_loss,
 )
 
 
@@ -99,3 +101,21 @@ def test_pair_bound_leaves_harmless_weights_alone() -> None:
     weight = np.array([[1.0, -1.0, 1.0, -1.0], [0, 0, 0, 0]], np.float32)
     maximum = affine.channel_maximum(weight, 0)
     assert (pair_bound_scales(weight, Layout.COLUMNS, maximum) == affine.weight_scales(maximum)).all()
+
+
+@pytest.mark.parametrize("shape", [(5, 3, 7), (1, 1, 1), (4, 2, 8), (3, 5, 0), (0, 2, 4), (64, 16, 33)])
+def test_the_loss_is_the_saturating_minus_the_exact_product(shape: tuple[int, int, int]) -> None:
+    rows, outputs, inputs = shape
+    rng = np.random.default_rng(sum(shape))
+    for _ in range(5):
+        codes = rng.choice([0, 1, 130, 200, 254, 255], (rows, inputs)).astype(np.uint8)
+        ordered = rng.choice([-128, -127, -90, 0, 64, 65, 127], (outputs, inputs)).astype(np.int8)
+        expected = saturating_product(codes, ordered) - exact(codes, ordered)
+        assert (saturation_loss(codes, ordered) == expected).all()
+
+
+def test_pairs_at_risk_are_those_that_make_a_layer_saturate() -> None:
+    ordered = np.array([[127, 1, 64, 64, 127], [127, 2, -65, -64, 127], [127, -127, 0, 0, -128]], np.int8)
+    assert pairs_at_risk(ordered).tolist() == [[False, False], [True, True], [False, False]]
+    assert not pairs_at_risk(ordered, 127).any()
+    assert [saturates(row[None], Layout.COLUMNS) for row in ordered] == [False, True, False]

@@ -9,17 +9,65 @@ from onnxopt.report import (
     BudgetFigures,
     ComparisonFigures,
     FeedFacts,
+    KernelFigures,
     LatencyFigures,
+    LayerFigures,
+    MemoryFigures,
     MetricFigures,
     ModelFacts,
     OutputFigures,
     PassRecord,
+    QuantizationFigures,
     Report,
+    SaturationFigures,
+    SaturationRisk,
     Status,
+    UnfusedLayer,
     Verdict,
 )
 
 VERSIONS = {"onnxopt": "0.1.0", "onnx": "1.23.2", "onnxruntime": "1.32.0", "numpy": "2.4.0", "python": "3.11.9"}
+
+
+def quantization() -> QuantizationFigures:
+    """Figures of a result with everything that can be wrong with one."""
+    return QuantizationFigures(
+        kernels=KernelFigures(
+            layers=55,
+            integer=53,
+            kernels={"QLinearConv": 52, "QLinearAdd": 16, "QGemm": 1},
+            unfused=(
+                UnfusedLayer("/blocks.7/conv", "Conv", "its output is not quantized"),
+                UnfusedLayer("/blocks.9/conv", "Conv", "its output is not quantized"),
+            ),
+            float_layers=3,
+            between_codes=("/act/Tanh",),
+            quantize_nodes=4,
+            dequantize_nodes=1_250,
+        ),
+        saturation=SaturationFigures(
+            checked=52,
+            unread=1,
+            risks=(
+                SaturationRisk("conv1", "Conv", 255, True, 4096, 16),
+                SaturationRisk("conv2", "Conv", 17, False, 8192, 0),
+                SaturationRisk("inner", "MatMul"),
+            ),
+            samples=4,
+        ),
+        layers=(
+            *(
+                LayerFigures(f"/layers.{at}/a/rather/long/scope/of/a/layer/conv", "Conv", f"t{at}", 30.0 - at, 31.5)
+                for at in range(7)
+            ),
+            LayerFigures("same", "Gemm", "s", math.inf),
+            LayerFigures("silent", "Gemm", "n", -math.inf),
+        ),
+        samples=4,
+        unmeasured=2,
+        memory=MemoryFigures(2_400_000, 1_200_000),
+        notes=("memory: the process was killed",),
+    )
 
 
 def full_report() -> Report:
@@ -71,6 +119,7 @@ def full_report() -> Report:
         comparison=ComparisonFigures("the original", "quality floor", 719, figures),
         metrics=(MetricFigures("top1", 0.9889, 0.9875, 0.0014, True, True, 719),),
         latency=LatencyFigures(0.531, 0.52, 0.54, 812, 1.234, 0.0655, 1),
+        quantization=quantization(),
         budgets=(BudgetFigures("max_drop top1", "<= 0.5 pt", "0.14 pt", True, "98.89 % -> 98.75 %"),),
         warnings=("the feeds are few",),
         seconds=12.5,

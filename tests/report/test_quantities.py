@@ -60,3 +60,8 @@ def test_names_are_cut_in_the_middle() -> None:
     cut = quantities.shortened("abcdefghijklmnop", 10)
     assert cut == "abc...mnop"
     assert len(cut) == 10
+
+
+def test_layers() -> None:
+    assert [quantities.layers(number) for number in (0, 1, 1200)] == ["0 layers", "1 layer", "1,200 layers"]
+    assert quantities.layers(1, "quantized") == "1 quantized layer"

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from onnxopt.passbase import Change, Skip
-from onnxopt.report import OutputFigures, Report, Verdict
+from onnxopt.report import KernelFigures, OutputFigures, QuantizationFigures, Report, SaturationFigures, Verdict
 from onnxopt.report.text_view import WIDTH, lines, plain
 from tests.report.examples import check_report, full_report
 
@@ -36,6 +36,46 @@ def test_it_says_what_a_reader_asks() -> None:
         "written net.onnxopt.onnx",
     ):
         assert said in words, said
+
+
+def test_the_proof_of_a_quantized_result_is_told_in_few_lines() -> None:
+    shown = text(full_report())
+    words = " ".join(shown.split())
+    for said in (
+        "memory 2.40 MB 1.20 MB -50.0 %",
+        "53 of 55 quantized layers run on integer kernels: QLinearConv 52, QLinearAdd 16, QGemm 1",
+        "not fused: 2 x Conv: its output is not quantized: /blocks.7/conv, /blocks.9/conv",
+        "on floats between codes: 1 x /act/Tanh",
+        "3 layers left on floats; conversions left: 4 QuantizeLinear, 1,250 DequantizeLinear",
+        "3 of 52 layers can saturate without VNNI: conv1, conv2, inner; 1 could not be looked at",
+        "1 of 2 with the codes of 4 samples; 16 of 12,288 outputs do",
+        "not proven: memory: the process was killed",
+        "lowest SQNR of 9 layers on 4 samples, 2 not measured",
+        "silent Gemm -inf dB",
+        "Conv 24.0 dB 31.5 dB",
+    ):
+        assert said in words, said
+    assert "30.0 dB" not in shown
+    assert "30.0 dB" in text(full_report(), 1)
+    assert "same" in text(full_report(), 1)
+
+
+def test_a_sound_result_takes_three_lines_and_its_layers() -> None:
+    kernels = KernelFigures(layers=2, integer=2, kernels={"QGemm": 2}, quantize_nodes=1)
+    figures = QuantizationFigures(kernels, SaturationFigures(checked=2))
+    shown = text(replace(check_report(), quantization=figures)).splitlines()
+    at = shown.index("kernels")
+    assert shown[at + 1 : at + 5] == [
+        "  2 of 2 quantized layers run on integer kernels: QGemm 2",
+        "  conversions left: 1 QuantizeLinear, 0 DequantizeLinear",
+        "  no layer can saturate (2 looked at)",
+        "",
+    ]
+
+
+def test_no_section_without_quantized_nodes() -> None:
+    assert "kernels" not in text(check_report())
+    assert "memory" not in text(check_report())
 
 
 @pytest.mark.parametrize("detail", [0, 1])
