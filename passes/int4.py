@@ -47,16 +47,24 @@ class Int4(Pass):
 
     def needs(self, model: Model) -> Requests:
         """Second moments of what the weights multiply; channel means of inputs of layers with a bias."""
-        return weight_store.requests(model, self._storing(memory=False), self._selection)
+        return weight_store.requests(model, self._storing(False, False), self._selection)
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Store what pays."""
         self._selection.check(model, self.name)
-        storing = self._storing(weight_store.saves_memory(self.save, context.target))
+        memory = weight_store.saves_memory(self.save, context.target)
+        storing = self._storing(memory, memory and not context.target.integer_kernels)
         return weight_store.store(model, context, storing, self._selection)
 
-    def _storing(self, memory: bool) -> Storing:
-        return Storing(bits=4, block=self.block, memory=memory, feedback=self.feedback, correct_bias=self.correct_bias)
+    def _storing(self, memory: bool, plain_scales: bool) -> Storing:
+        return Storing(
+            bits=4,
+            block=self.block,
+            memory=memory,
+            feedback=self.feedback,
+            correct_bias=self.correct_bias,
+            plain_scales=plain_scales,
+        )
 
     @property
     def _selection(self) -> Selection:

@@ -25,6 +25,7 @@ CodeArray = npt.NDArray[np.int8]
 
 # Shares of max |w| that a scale search tries as the largest value represented.
 _SHARES = np.linspace(1.06, 0.5, 29)
+_SMALLEST_HALF = 2.0**-24  # subnormal
 # Elements that a search looks at together, so that what it computes stays in the cache.
 _TOGETHER = 1 << 18
 # Added to the diagonal of second moments, as a share of its mean, so that a factor exists (GPTQ: 1 %).
@@ -51,6 +52,21 @@ class Levels:
 
 
 @dataclass(frozen=True)
+class Scaling:
+    """What codes and scales may be. half: scales are float16 values. negative: a scale may turn the levels around, so
+    that the one more below zero serves a large positive weight; not every runtime takes negative scales.
+    """
+
+    levels: Levels
+    half: bool = False
+    negative: bool = False
+
+    def stored(self, scales: npt.NDArray[Any]) -> FloatArray:
+        """Float32 scales as the file will hold them; 0 becomes 1."""
+        return _as_stored(scales, self.half)
+
+
+@dataclass(frozen=True)
 class Blocks:
     """Codes [R, K] of int8 and float32 scales [R, ceil(K / size)], both in the matrix view of a weight."""
 
@@ -71,40 +87,36 @@ def round_to_nearest(matrix: npt.NDArray[np.floating], size: int, levels: Levels
     return Blocks(_codes(cut, scales, levels)[:, : matrix.shape[1]], scales, size)
 
 
-def searched(
-    matrix: npt.NDArray[np.floating], size: int, levels: Levels, importance: Wide | None = None, half: bool = False
-) -> Blocks:
-    """Codes of `matrix` [R, K] under searched scales. importance: weight of each input's error, [K].
-
-    half: scales are float16 values (`as_half`)."""
+def searched(matrix: npt.NDArray[np.floating], size: int, scaling: Scaling, importance: Wide | None = None) -> Blocks:
+    """Codes of `matrix` [R, K] under searched scales. importance: weight of each input's error, [K]."""
     weight = None if importance is None else _cut(importance[None], size).astype(np.float32)
     codes, scales = [], []
     rows = max(1, _TOGETHER // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), rows):
         cut = _cut(np.asarray(matrix[start : start + rows], np.float32), size)
-        scales.append(search_scales(cut, levels, weight, half))
-        codes.append(_codes(cut, scales[-1], levels)[:, : matrix.shape[1]])
+        scales.append(search_scales(cut, scaling, weight))
+        codes.append(_codes(cut, scales[-1], scaling.levels)[:, : matrix.shape[1]])
     return Blocks(np.concatenate(codes), np.concatenate(scales), size)
 
 
-def search_scales(
-    cut: npt.NDArray[Any], levels: Levels, importance: npt.NDArray[Any] | None = None, half: bool = False
-) -> FloatArray:
+def search_scales(cut: npt.NDArray[Any], scaling: Scaling, importance: npt.NDArray[Any] | None = None) -> FloatArray:
     """Scales [R, n] that leave the least sum of importance * (w - scale * code)^2 in each block of `cut` [R, n, B].
 
-    importance: broadcastable to `cut`. Where `levels` reach further down than up, a negative scale, which turns them
-    around, is not used: not every runtime takes one.
+    importance: broadcastable to `cut`.
     """
+    levels = scaling.levels
     largest = np.abs(cut).max(axis=2)
-    best, least = _as_stored(largest / levels.highest, half), np.full(largest.shape, np.inf)
-    for share in _SHARES:
-        scales = _as_stored(largest * share / levels.highest, half)
-        error = _squared_error(cut, scales, levels)
-        if importance is not None:
-            error *= importance
-        total = error.sum(axis=2)
-        better = total < least
-        best, least = np.where(better, scales, best), np.where(better, total, least)
+    best, least = scaling.stored(largest / levels.highest), np.full(largest.shape, np.inf)
+    reach = (levels.highest - levels.lowest) / 2
+    for sign in (1.0, -1.0) if scaling.negative and levels.highest != -levels.lowest else (1.0,):
+        for share in _SHARES:
+            scales = scaling.stored(largest * (sign * share / reach))
+            error = _squared_error(cut, scales, levels)
+            if importance is not None:
+                error *= importance
+            total = error.sum(axis=2)
+            better = total < least
+            best, least = np.where(better, scales, best), np.where(better, total, least)
     return best
 
 
@@ -124,9 +136,8 @@ def feedback_round(
     matrix: npt.NDArray[np.floating],
     second: Wide,
     size: int,
-    levels: Levels,
+    scaling: Scaling,
     *,
-    half: bool = False,
     scales: FloatArray | None = None,
     pair_limit: int | None = None,
 ) -> Blocks:
@@ -134,14 +145,13 @@ def feedback_round(
 
     Inputs are rounded one after the other; the error of each, divided by how freely it moves given the later ones, is
     taken out of these. scales: [R, ceil(K / size)]; by default they are searched when a block is reached, for the
-    weights as they are by then, and rounded to float16 with `half`. pair_limit: the largest same-sign sum that codes of
-    inputs 2 j and 2 j + 1 may have (`saturation`). Inputs that were always zero round to nearest. Time R K^2, memory
-    K^2 float64.
+    weights as they are by then. pair_limit: the largest same-sign sum that codes of inputs 2 j and 2 j + 1 may have
+    (`saturation`). Inputs that were always zero round to nearest. Time R K^2, memory K^2 float64.
     """
     left = np.array(matrix, np.float64)
     rows, width = left.shape
-    dead = np.diagonal(second) <= 0
-    upper = _inverse_factor(second, dead)
+    levels = scaling.levels
+    upper = _inverse_factor(second, np.diagonal(second) <= 0)
     spread = np.square(np.diagonal(upper))
     codes = np.zeros((rows, width), np.int8)
     chosen = np.ones((rows, -(-width // size)), np.float32) if scales is None else scales
@@ -154,7 +164,7 @@ def feedback_round(
                 settled = left[:, k:end].copy()
                 if end > stop:  # errors of this stretch that have not yet gone beyond it
                     settled[:, stop - k :] -= errors[:, : k - start] @ upper[start:k, stop:end]
-                found = search_scales(settled[:, None], levels, 1.0 / spread[None, None, k:end], half)
+                found = search_scales(settled[:, None], scaling, 1.0 / spread[None, None, k:end])
                 chosen[:, k // size] = found[:, 0]
             scale = chosen[:, k // size].astype(np.float64)
             rounded = levels.round(left[:, k] / scale)
@@ -167,6 +177,57 @@ def feedback_round(
             left[:, k + 1 : stop] -= np.outer(error, upper[k, k + 1 : stop])
         left[:, stop:] -= errors @ upper[start:stop, stop:]
     return Blocks(codes, chosen, size)
+
+
+def refined(matrix: npt.NDArray[np.floating], second: Wide, found: Blocks, scaling: Scaling, rounds: int = 2) -> Blocks:
+    """`found` with codes and scales chosen anew in turn, each as the others stand; the output error only falls.
+
+    A code moves to the level nearest to where the error would be least, all others kept (coordinate descent); then the
+    scales of each row are the least-squares solution for its codes, kept where rounding them would not pay.
+    """
+    exact, size = np.asarray(matrix, np.float64), found.size
+    starts = np.arange(0, exact.shape[1], size)
+    codes, scales = found.codes.astype(np.float64), found.scales
+    weighted = exact @ second
+    for _ in range(rounds):
+        codes = _descended(exact, second, codes, scales, size, scaling.levels)
+        rhs = np.add.reduceat(codes * weighted, starts, axis=1)
+        products = np.empty((len(exact), len(starts), len(starts)))
+        for block, start in enumerate(starts):
+            mine = slice(start, start + size)
+            products[:, block] = np.add.reduceat(codes * (codes[:, mine] @ second[mine]), starts, axis=1)
+        ridge = 1e-9 * np.trace(products, axis1=1, axis2=2) + np.finfo(np.float64).tiny
+        solved = np.linalg.solve(products + ridge[:, None, None] * np.eye(len(starts)), rhs[..., None])[..., 0]
+        refitted = scaling.stored(np.where(np.sign(solved) == np.sign(scales), solved, scales))
+        errors = [
+            _row_errors(exact, codes * _spread(each, exact.shape[1], size), second) for each in (refitted, scales)
+        ]
+        scales = np.where((errors[0] < errors[1])[:, None], refitted, scales)
+    return Blocks(codes.astype(np.int8), scales, size)
+
+
+def _descended(exact: Wide, second: Wide, codes: Wide, scales: FloatArray, size: int, levels: Levels) -> Wide:
+    """Codes after each was moved once to its best level, in order."""
+    codes, step = codes.copy(), _spread(scales, exact.shape[1], size)
+    pull = (exact - codes * step) @ second
+    for k, power in enumerate(np.diagonal(second)):
+        if power <= 0:
+            continue
+        moved = levels.round(codes[:, k] + pull[:, k] / power / step[:, k]) - codes[:, k]
+        codes[:, k] += moved
+        changed = np.flatnonzero(moved)
+        pull[changed] -= np.outer(moved[changed] * step[changed, k], second[k])
+    return codes
+
+
+def _spread(scales: FloatArray, width: int, size: int) -> Wide:
+    """Scales [R, n] for every input, [R, K] float64."""
+    return np.repeat(scales.astype(np.float64), size, axis=1)[:, :width]
+
+
+def _row_errors(exact: Wide, rounded: Wide, second: Wide) -> Wide:
+    apart = exact - rounded
+    return np.asarray(np.einsum("rk,rk->r", apart @ second, apart))
 
 
 def shrunk(second: Wide, rows: int) -> Wide:
@@ -215,11 +276,7 @@ def _codes(cut: npt.NDArray[Any], scales: FloatArray, levels: Levels) -> CodeArr
 
 
 def _as_stored(scales: npt.NDArray[Any], half: bool = False) -> FloatArray:
-    """Positive float32 scales; half: rounded to what float16 holds. A block of zeros gets 1."""
-    stored = np.where(scales > 0, np.maximum(scales, float(SMALLEST_SCALE)), 1.0).astype(np.float32)
-    return as_half(stored) if half else stored
-
-
-def as_half(scales: FloatArray) -> FloatArray:
-    """Float32 scales rounded to float16 values, subnormal ones included; those below the smallest stay at it."""
-    return np.maximum(scales.astype(np.float16), np.float16(2.0**-24)).astype(np.float32)
+    """Float32 scales that are not too small, rounded to what float16 holds with `half`. A scale of zero becomes 1."""
+    least = float(_SMALLEST_HALF if half else SMALLEST_SCALE)
+    stored = np.where(scales != 0, np.copysign(np.maximum(np.abs(scales), least), scales), 1.0).astype(np.float32)
+    return stored.astype(np.float16).astype(np.float32) if half else stored

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from onnxopt.numerics import affine
 from onnxopt.numerics.affine import CodeArray, FloatArray
-from onnxopt.numerics.blocks import Levels, Wide, feedback_round, output_error
+from onnxopt.numerics.blocks import Levels, Scaling, Wide, feedback_round, output_error
 from onnxopt.numerics.formats import INT8, Format, scales_for
 from onnxopt.numerics.saturation import (
     Layout,
@@ -118,13 +118,13 @@ def fed_back(
     order, limit = gram_order(weight, layout), pair_limit(255) if bounded else None
     ordered = np.asarray(kernel_order(weight, layout), np.float64)
     before = np.asarray(kernel_order(nearest.codes, layout), np.int8)
-    levels, codes = Levels(-affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT), np.array(before)
+    scaling, codes = Scaling(Levels(-affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT)), np.array(before)
     each = len(ordered) // len(seconds)
     for group, second in enumerate(seconds):
         rows = slice(group * each, (group + 1) * each)
         turned = np.asarray(second[np.ix_(order, order)])
         scales = nearest.scales[rows, None]
-        found = feedback_round(ordered[rows], turned, len(order), levels, scales=scales, pair_limit=limit)
+        found = feedback_round(ordered[rows], turned, len(order), scaling, scales=scales, pair_limit=limit)
         errors = [output_error(ordered[rows], scales * taken, turned) for taken in (found.codes, before[rows])]
         if errors[0] < errors[1]:
             codes[rows] = found.codes

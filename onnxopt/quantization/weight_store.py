@@ -22,7 +22,7 @@ from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.affine import FloatArray
-from onnxopt.numerics.blocks import Blocks, Levels, Wide, feedback_round, output_error, searched
+from onnxopt.numerics.blocks import Blocks, Levels, Scaling, Wide, feedback_round, output_error, refined, searched
 from onnxopt.numerics.formats import INT8, Format
 from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
@@ -50,7 +50,7 @@ class Storing:
     form: of weights with one scale for each output. bits: below 8, codes in blocks of `block` inputs where a weight is
     wide enough for them. memory: save memory too, not only the file. power_of_two: scales are. feedback: round with
     second moments of inputs where they are known. correct_bias: take mean errors out of biases. all_weights: store
-    every weight that pays; else only those that the runtime would round by itself.
+    every weight that pays; else only those that the runtime would round by itself. plain_scales: all are positive.
     """
 
     form: Format = INT8
@@ -61,6 +61,7 @@ class Storing:
     feedback: bool = True
     correct_bias: bool = True
     all_weights: bool = True
+    plain_scales: bool = False
 
     @property
     def levels(self) -> Levels:
@@ -212,17 +213,17 @@ class WeightStore:
 
     def _blocks(self, found: Stored, sharers: Sequence[Stored], half: bool) -> tuple[Blocks, str]:
         """Codes in blocks, and how they were rounded: with second moments where that leaves a smaller error."""
-        matrix, size, levels = found.view.matrix(found.weight.values), self.storing.block, self.storing.levels
+        matrix, size = found.view.matrix(found.weight.values), self.storing.block
+        scaling = Scaling(self.storing.levels, half, negative=not self.storing.plain_scales)
         seconds = self._second_moments(found, sharers)
         if seconds is None:
-            return searched(matrix, size, levels, half=half), "scales searched"
-        parts = np.split(matrix, len(seconds))
-        plain = [searched(part, size, levels, np.diagonal(s), half) for part, s in zip(parts, seconds, strict=True)]
-        fed = [feedback_round(part, s, size, levels, half=half) for part, s in zip(parts, seconds, strict=True)]
-        best = [
-            one if output_error(part, one.values(), s) <= output_error(part, two.values(), s) else two
-            for part, one, two, s in zip(parts, fed, plain, seconds, strict=True)
-        ]
+            return searched(matrix, size, scaling), "scales searched"
+        best = []
+        for part, second in zip(np.split(matrix, len(seconds)), seconds, strict=True):
+            plain = searched(part, size, scaling, np.diagonal(second))
+            fed = refined(part, second, feedback_round(part, second, size, scaling), scaling)
+            errors = [output_error(part, each.values(), second) for each in (fed, plain)]
+            best.append(fed if errors[0] <= errors[1] else plain)
         codes, scales = (np.concatenate([getattr(each, what) for each in best]) for what in ("codes", "scales"))
         return Blocks(codes, scales, size), "rounded with error feedback"
 
