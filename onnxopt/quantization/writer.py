@@ -152,7 +152,7 @@ class QdqWriter:
         node.inputs[at] = tensor
         self._touched[id(body)] = body
 
-    def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> None:
+    def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> Constant | None:
         """Let the layer's node make `layer.raw` from `layer.activation` itself: a Pad before and the chain behind go.
 
         bias: its int32 codes and their scales, one a channel or 0-d; or None.
@@ -167,7 +167,7 @@ class QdqWriter:
             self.remove(follower, body)
         if bias is None:
             node.outputs = [layer.raw]
-            return
+            return None
         codes = self.constant(f"{layer.weight.name}_bias_codes", bias[0])
         scales = self.constant(f"{layer.weight.name}_bias_scale", bias[1])
         zeros = self.constant(f"{layer.weight.name}_bias_zero_point", np.zeros(scales.shape, np.int32))
@@ -175,12 +175,13 @@ class QdqWriter:
         if node.op != "MatMul":
             self.set_input(node, 2, restored, body)
             node.outputs = [layer.raw]
-            return
+            return codes
         if node.outputs[0] is layer.raw:
             node.outputs = [Variable(self._names.tensor(f"{layer.raw.name}_product"))]
         add = Node(op="Add", name=self._names.node(f"{layer.raw.name}_Add"))
         add.inputs, add.outputs = [node.outputs[0], restored], [layer.raw]
         body.nodes.append(add)
+        return codes
 
     def connect(self, tensor: Variable, body: Graph, island: Islands, params: QParams) -> None:
         """Put Q and DQ on `tensor`, for the readers that take codes; for all where an integer kernel produces it."""
