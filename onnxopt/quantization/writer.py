@@ -46,6 +46,17 @@ class QdqWriter:
         self._touched[id(body)] = body
         return output
 
+    def variable(self, base: str, like: Variable, dtype: np.dtype[np.generic]) -> Variable:
+        """A new tensor with the shape of `like`, called `base` or nearly so, for a node to make."""
+        return Variable(self._names.tensor(base), dtype, like.shape)
+
+    def cast_to(self, source: Variable, output: Variable, body: Graph, element: int) -> None:
+        """A Cast of `source` to the element type `element` that makes the present tensor `output`."""
+        node = Node(op="Cast", name=self._names.node(f"{output.name}_Cast"), attrs={"to": element})
+        node.inputs, node.outputs = [source], [output]
+        body.nodes.append(node)
+        self._touched[id(body)] = body
+
     def pair(self, tensor: Variable, body: Graph, params: QParams) -> Variable:
         """`tensor` through QuantizeLinear and DequantizeLinear in `body`: one pair per tensor and body."""
         key = (id(tensor), id(body))
