@@ -20,8 +20,9 @@ MARGIN = 4.0
 # Operators that take any type of float at their only input and give none: they read what is there.
 ANY_READER = frozenset({"ArgMax", "ArgMin", "Cast", "IsInf", "IsNaN", "NonZero", "Shape", "Size"})
 _COMPARING = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
-# All float inputs of these change together, though their types may differ by the schema.
-_TOGETHER = frozenset({"BatchNormalization", "Pow"})
+# Inputs of these whose type is another than the output's stay float32: coordinates, sizes, a ratio. The float inputs of
+# all other operators change together, even where the schema lets them differ.
+_APART = frozenset({"Dropout", "GridSample", "OneHot", "Resize", "Upsample"})
 _COORDINATES = "its coordinates need more digits than float16 has"
 _STAY = {
     "CumSum": "it adds up a whole axis, one rounding after the other",
@@ -29,6 +30,7 @@ _STAY = {
     "STFT": "it adds up a whole window of squares and phases",
     "MaxRoiPool": _COORDINATES,
     "RoiAlign": _COORDINATES,
+    "MeanVarianceNormalization": "its definition holds float32 constants",
     "Det": "its products cancel",
     "NegativeLogLikelihoodLoss": "it is a loss",
     "SoftmaxCrossEntropyLoss": "it is a loss",
@@ -40,6 +42,9 @@ _SQUARES = _NORMS | {"GlobalLpPool", "LpNormalization", "MeanVarianceNormalizati
 _LAYERS = frozenset({"Conv", "ConvTranspose", "Einsum", "GRU", "Gemm", "LSTM", "MatMul", "RNN"})
 # Behind these absolute errors of the input are bounded relative errors of the output.
 _SETTLED = frozenset({"Exp", "LogSoftmax", "Sigmoid", "Softmax", "Softplus"})
+_ANGLES = frozenset({"Cos", "Sin", "Tan"})
+# These need their input exactly and use it themselves; others of the kind keep it in float32 by their definition.
+_SENSITIVE = _ANGLES | {"Log"}
 # Sin, Cos and Tan of larger angles than this lose what float16 has no digits for.
 LARGE_ANGLE = 16.0
 
@@ -87,6 +92,8 @@ def ports(node: Node, opset: int, types: Types) -> Ports | str:
         return "what goes into its bodies and comes out of them stays float32"
     if is_quantized(node):
         return "it makes or takes integer codes"
+    if operators.is_training(node):
+        return "it is in training mode"
     if node.op in _STAY:
         return _STAY[node.op]
     try:
@@ -116,7 +123,7 @@ def _by_schema(node: Node, schema: Any, opset: int, types: Types) -> Ports | str
         chosen = {reads[at] for at in inputs}
     if not chosen <= able:
         return f"{node.op} of opset {opset} is not defined for float16"
-    if node.op in _TOGETHER:
+    if node.op not in _APART:
         chosen = able
     taken = tuple(at for at in inputs if reads[at] in chosen)
     given = tuple(at for at in outputs if makes[at] in chosen)
@@ -141,7 +148,8 @@ def delicate(model: Model, types: Types, angle: Callable[[Node], bool]) -> dict[
     for body in model.bodies():
         for node in body.nodes:
             for at, reason in _exact_inputs(node, types, angle):
-                found.setdefault(node, f"its input {reason}")
+                if node.op in _SENSITIVE:
+                    found.setdefault(node, f"its input {reason}")
                 if at < len(node.inputs):
                     _mark_sources(node.inputs[at], f"its output {reason}", found)
     return found
@@ -188,7 +196,7 @@ def _exact_inputs(node: Node, types: Types, angle: Callable[[Node], bool]) -> li
         made = types.of(node.outputs[0])
         integers = made is not None and made.kind in "iu" and types.of(node.inputs[0]) == FLOAT32
         return [(0, "becomes integers")] if integers else []
-    if node.op in ("Sin", "Cos", "Tan"):
+    if node.op in _ANGLES:
         return [(0, "is a large angle")] if angle(node) else []
     table = {
         "Log": ((0, "goes into a logarithm, which shows what is below float16"),),

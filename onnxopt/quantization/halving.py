@@ -100,7 +100,7 @@ def _mixed(model: Model, settings: Settings, statistics: Statistics | None, sens
 
 
 def _sensitive(model: Model, context: Context, settings: Settings) -> tuple[dict[Node, str], list[str]]:
-    """Nodes that return to float32 for the sake of `min_sqnr`, best stretches first, and what is to be said of it."""
+    """Nodes that return to float32 for the sake of `min_sqnr`, the best stretch first, and what is to be said of it."""
     floats = [tensor for tensor in model.graph.outputs if tensor.dtype in (np.float32, np.float64)]
     if context.compare is None or not floats:
         return {}, []
@@ -120,11 +120,10 @@ def _sensitive(model: Model, context: Context, settings: Settings) -> tuple[dict
     if score >= goal:
         return {}, [f"{first:.1f} dB at the outputs, which rounded weights alone cost too"]
     stretches = _stretches(model)
-    for stretch in sorted(stretches, key=lambda each: -trial(each)):
-        kept |= stretch
-        score = trial(kept)
-        if score >= goal:
-            break
+    while stretches and score < goal:
+        scores = [trial(kept | stretch) for stretch in stretches]
+        score = max(scores)
+        kept |= stretches.pop(scores.index(score))
     note = f"{first:.1f} dB at the outputs, {score:.1f} with {len(kept)} nodes returned to float32"
     return {node: SENSITIVE for _, node in _numbered(model, kept)}, [note]
 
