@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from onnxopt.calibration import Requests
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import half, halving
+from onnxopt.target import Target
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Fp16(Pass):
     def effect(self) -> Effect:
         """Lossy, always."""
         return Effect.LOSSY
+
+    def for_target(self, target: Target) -> Fp16:
+        """With `compute=auto` decided."""
+        return replace(self, compute="half" if self._settings.computes_half(target) else "float")
 
     def needs(self, model: Model) -> Requests | None:
         """Ranges of every tensor that may become float16."""

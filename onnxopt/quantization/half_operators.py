@@ -122,7 +122,7 @@ def _by_schema(node: Node, schema: Any, opset: int, types: Types) -> Ports | str
             return "it has no float32 output"
         chosen = {reads[at] for at in inputs}
     if not chosen <= able:
-        return f"{node.op} of opset {opset} is not defined for float16"
+        return f"{node.op} of opset {opset} has an output that is never float16"
     if node.op not in _APART:
         chosen = able
     taken = tuple(at for at in inputs if reads[at] in chosen)

@@ -44,7 +44,7 @@ class Settings:
 
 
 def requests(model: Model, settings: Settings) -> Requests | None:
-    """Ranges for a mixed graph; with "auto" too, as only the run knows the target."""
+    """Ranges for a mixed graph; nothing for weights only. "auto" is taken for a mixed graph: see `Pass.for_target`."""
     if settings.compute == "float" or half.half_already(model) is not None or half.quantized_node(model) is not None:
         return None
     return half_graph.requests(model)

@@ -320,6 +320,7 @@ def test_auto_follows_the_target() -> None:
     text = "g (float[4, 64] x) => (float[4, 64] y) { z = MatMul(x, w)  y = MatMul(z, v) }"
     for chosen, change in ((facts, "stored"), (target, "half")):
         model = parse(text, VALUES)
+        assert bool(Fp16().for_target(chosen).needs(model)) is (change == "half")
         result = Fp16().run(model, Context(target=chosen))
         assert {each.kind for each in result.changes} == {change}
 
