@@ -189,6 +189,7 @@ class Writer:
 
     def write(self) -> list[Change]:
         """Constants, then the tensors that become float16, then the Casts into them."""
+        changes = [Change("half", label(node), f"{node.op} in {self.form.name}") for node in self.mixed.nodes]
         makers = _makers(self.mixed)
         entering: dict[Variable, None] = {}
         for node, found in self.mixed.nodes.items():
@@ -202,7 +203,7 @@ class Writer:
             self._leave(tensor, node)
         for tensor in entering:
             self._enter(tensor)
-        return [Change("half", label(node), f"{node.op} in {self.form.name}") for node in self.mixed.nodes]
+        return changes
 
     def _leave(self, tensor: Variable, maker: Node) -> None:
         """Make a tensor float16, and cast it once for all that need it in float32."""

@@ -53,6 +53,7 @@ def test_one_cast_at_each_border_and_half_between() -> None:
     assert all(constant.dtype == HALF for constant in model.constants())
     assert result.notes == ["3 nodes compute in float16, 0 in float32, 0 weights of these stored as float16"]
     assert not result.skipped
+    assert kinds(result, "half") == ["z", "r", "y"]
 
 
 def test_descriptions_of_inner_tensors_follow() -> None:
