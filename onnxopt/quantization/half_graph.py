@@ -213,7 +213,7 @@ class Writer:
             half = self.writer.variable(f"{tensor.name}_{self.form.name}", tensor, self.form.dtype)
             maker.outputs[[each is tensor for each in maker.outputs].index(True)] = half
             self._redirect([(node, at) for node, at in wanting if _takes(node, at, self.mixed)], half)
-            self.writer.cast_to(half, tensor, body, FLOAT)
+            self.writer.make(body, "Cast", [half], tensor, to=FLOAT)
             return
         tensor.dtype = self.form.dtype
         floats = [(node, at) for node, at in wanting if not _takes(node, at, self.mixed)]

@@ -50,10 +50,12 @@ class QdqWriter:
         """A new tensor with the shape of `like`, called `base` or nearly so, for a node to make."""
         return Variable(self._names.tensor(base), dtype, like.shape)
 
-    def cast_to(self, source: Variable, output: Variable, body: Graph, element: int) -> None:
-        """A Cast of `source` to the element type `element` that makes the present tensor `output`."""
-        node = Node(op="Cast", name=self._names.node(f"{output.name}_Cast"), attrs={"to": element})
-        node.inputs, node.outputs = [source], [output]
+    def make(
+        self, body: Graph, op: str, inputs: Sequence[Variable | Constant], output: Variable, **attrs: object
+    ) -> None:
+        """A new node at the end of `body` that makes the present tensor `output`."""
+        node = Node(op=op, name=self._names.node(f"{output.name}_{op}"), attrs=attrs)
+        node.inputs, node.outputs = list(inputs), [output]
         body.nodes.append(node)
         self._touched[id(body)] = body
 
