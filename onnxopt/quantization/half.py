@@ -237,19 +237,12 @@ def _kept(constant: Constant, home: Graph, shown: bool, left_out: set[Node]) -> 
 
 
 def _fitting(constant: Constant, form: HalfFormat) -> tuple[int, str | None]:
-    """(the shift with which a weight fits the format, 0 where it does as it is; why it never fits, or None).
-
-    What is lost behind a shift up is less than 2**-38 of the largest value, where float32 sums themselves lose 2**-24.
-    """
+    """(the shift with which a weight fits the format, 0 where it does as it is; why it never fits, or None)."""
     values: npt.NDArray[np.float32] = constant.values
     exact = any(counts_exactly(node, constant) for node in constant.outputs)
     found = trouble(values, form, exact)
-    if found is None:
-        return 0, None
-    shift = shift_for(values, form)
-    if shift > 0 and not exact:
-        return shift, None
-    return shift, trouble(np.ldexp(values, shift), form, exact) and found
+    shift = 0 if found is None else shift_for(values, form)
+    return shift, None if found is None else trouble(np.ldexp(values, shift), form, exact) and found
 
 
 def _store(constant: Constant, shift: int, home: Graph, bodies: dict[Node, Graph], halves: Halves) -> bool:

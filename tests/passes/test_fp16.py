@@ -211,20 +211,12 @@ def test_what_the_format_can_not_hold_is_scaled_by_a_power_of_two(
         assert decibels(before, model, feeds) > 70
 
 
-def test_weights_of_many_magnitudes_are_scaled_by_the_largest() -> None:
+def test_weights_of_too_many_magnitudes_stay_float32() -> None:
     values = weight(64, 64)
     values[:, ::2] *= np.float32(1e-12)
-    model = parse(ONE, {"w": values})
-    assert "times 2**" in halve(model).changes[0].detail
-    assert decibels(parse(ONE, {"w": values}), model, [{"x": normal(4, 64)}]) > 70
-
-
-def test_values_beside_one_that_is_too_large_are_not_given_up_for_it() -> None:
-    values = weight(64, 64)
-    values[0, 0] = np.finfo(np.float32).min
     result = halve(parse(ONE, {"w": values}))
     assert not result.changes
-    assert skips(result)["weight w"] == "reaches 3.4e+38, and float16 ends at 6.55e+04"
+    assert skips(result)["weight w"] == "has 50% of its values below 6e-05, where float16 loses digits"
 
 
 def test_a_few_tiny_values_among_normal_ones_do_not_matter() -> None:
