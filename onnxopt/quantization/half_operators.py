@@ -94,6 +94,8 @@ def ports(node: Node, opset: int, types: Types) -> Ports | str:
         return "it makes or takes integer codes"
     if operators.is_training(node):
         return "it is in training mode"
+    if node.op.startswith("Scatter") and node.attrs.get("reduction", "none") != "none":
+        return "the runtime has no float16 kernel for a Scatter that reduces, and finds out when it runs"
     if node.op in _STAY:
         return _STAY[node.op]
     try:

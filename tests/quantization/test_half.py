@@ -52,6 +52,12 @@ def test_what_a_format_can_hold(values: list[float], form: HalfFormat, exact: bo
         ("y = BatchNormalization(q, v, v, v, v)", 17, Ports((0, 1, 2, 3, 4), (0,))),
         ("y = Clip(x, r)", 17, Ports((0, 1), (0,))),
         ("y = Clip<max = 6.0>(x)", 9, Ports((0,), (0,))),
+        (
+            'y = ScatterElements<reduction = "add">(x, i, x)',
+            17,
+            "the runtime has no float16 kernel for a Scatter that reduces, and finds out when it runs",
+        ),
+        ("y = ScatterElements(x, i, x)", 17, Ports((0, 2), (0,))),
         ("y = CumSum(x, one)", 17, "it adds up a whole axis, one rounding after the other"),
     ],
 )
