@@ -162,7 +162,7 @@ class Runner:
         return result
 
     def _statistics(self, step: Step) -> Statistics | None:
-        requests = step.pass_.needs(self.model)
+        requests = step.pass_.for_target(self.target).needs(self.model)
         if requests is None:
             return None
         found = self.saved.find(self.model, requests, step.source) if requests else None

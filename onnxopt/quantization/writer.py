@@ -54,6 +54,19 @@ class QdqWriter:
         self._touched[id(body)] = body
         return output
 
+    def variable(self, base: str, like: Variable, dtype: np.dtype[np.generic]) -> Variable:
+        """A new tensor with the shape of `like`, called `base` or nearly so, for a node to make."""
+        return Variable(self._names.tensor(base), dtype, like.shape)
+
+    def make(
+        self, body: Graph, op: str, inputs: Sequence[Variable | Constant], output: Variable, **attrs: object
+    ) -> None:
+        """A new node at the end of `body` that makes the present tensor `output`."""
+        node = Node(op=op, name=self._names.node(f"{output.name}_{op}"), attrs=attrs)
+        node.inputs, node.outputs = list(inputs), [output]
+        body.nodes.append(node)
+        self._touched[id(body)] = body
+
     def pair(self, tensor: Variable, body: Graph, params: QParams) -> Variable:
         """`tensor` through QuantizeLinear and DequantizeLinear in `body`: one pair per tensor and body."""
         key = (id(tensor), id(body))
