@@ -9,6 +9,7 @@ from onnxopt.errors import UsageError
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import half, halving
+from onnxopt.quantization.selection import Selection
 
 
 @dataclass(frozen=True)
