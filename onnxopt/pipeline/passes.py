@@ -10,6 +10,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 from onnx import ModelProto
+from threadpoolctl import threadpool_limits
 
 from onnxopt.calibration import Requests, Statistics, collect
 from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
@@ -112,6 +113,11 @@ class Runner:
             )
 
     def _run_one(self, step: Step, quantized_before: int) -> None:
+        # sums of matrix products depend on how many threads share them, and rounding may depend on a sum's last bit
+        with threadpool_limits(self.settings.threads, "blas"):
+            self._run_limited(step, quantized_before)
+
+    def _run_limited(self, step: Step, quantized_before: int) -> None:
         # what the last pass left is what this one finds
         before = self._left if self._left is not None else self.model.snapshot()
         self._left = None
