@@ -1,4 +1,14 @@
-"""SmoothQuant: outliers of activations go into weights, before both are rounded. `quantization.balance` says how."""
+"""Outliers of activations go into weights, before both are rounded (SmoothQuant). `quantization.balance` says how.
+
+    x ── LayerNormalization(g, b) ── t ── MatMul(w)        x ── LayerNormalization(g / s, b / s) ── MatMul(s w)
+    x ── ... ── Gelu ── t ── MatMul(w)                     x ── ... ── Gelu ── t ── Mul(1 / s) ── MatMul(s w)
+
+Measured on sentence embeddings of a BERT of 6 layers, four sets of 16 to 64 samples: static 8 bits gave a cosine to the
+float embeddings of .989 without and .996 to .997 with it (WordSim-353 .710 to .721 and .729 to .737; float .732),
+dynamic ones .990 and .997 (.722 and .731 to .741). Most tensors there are read by a residual too and take a Mul: 20 of
+them, 1.04 to 1.06 times the latency. The formula of the paper with alpha 0.5 gave .986 and .987, worse than nothing at
+all. A recognizer of text lines and a classifier of bytes, whose inputs have few outliers, stayed where they were.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
+import onnxopt
 from onnxopt.calibration import collect
 from onnxopt.model import Model, load
 from onnxopt.numerics.affine import sqnr_db
@@ -18,6 +19,7 @@ from onnxopt.passbase import Context, Effect, PassResult
 from onnxopt.passes.int8_dynamic import Int8Dynamic
 from onnxopt.passes.smooth import Smooth
 from onnxopt.pipeline.grammar import parse as parse_passes
+from onnxopt.pipeline.prepare import with_prepared
 from onnxopt.quantization.balance import outlier_factors, smoothing_factors
 from onnxopt.runtime import Session
 from onnxopt.target import resolve
@@ -464,6 +466,25 @@ def test_the_pass_promises_rounding_and_reads_its_options() -> None:
     assert step.pass_ == Smooth(alpha=0.7, insert=False)
     assert str(Smooth()) == "smooth"
     assert Smooth().effect is Effect.ROUNDING
+
+
+def test_dynamic_quantization_is_prepared_by_it() -> None:
+    steps = with_prepared(parse_passes("int8_dynamic"))
+    assert [str(step) for step in steps] == ["fold_constants", "smooth", "convert_opset", "int8_dynamic"]
+
+
+def test_data_makes_dynamic_quantization_better_and_its_lack_does_no_harm() -> None:
+    peaks = np.where(np.arange(128) % 32 == 3, 60.0, 1.0).astype(np.float32)
+    text = "g (float[n, 128] x) => (float[n, 256] y) { e = Sigmoid(x) t = Mul(e, c) y = MatMul(t, w) }"
+    proto = parse(text, {"c": peaks, "w": (weight(128, 256) / peaks[:, None]).astype(np.float32)}).to_proto()
+    feeds = [{"x": normal(8, 128, seed=seed)} for seed in range(12)]
+    truth = Session(load(proto)).run(feeds[0])["y"]
+    found = []
+    for data in (feeds, None):
+        result = onnxopt.optimize(proto, passes="int8_dynamic:all_layers=true", feeds=data, keep_failed=True)
+        assert nodes(result.model, "MatMulInteger")
+        found.append(sqnr_db(truth, Session(result.model).run(feeds[0])["y"]))
+    assert found[0] > found[1] + 6
 
 
 # random attention blocks
