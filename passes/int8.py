@@ -25,6 +25,7 @@ class Int8(Pass):
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
     feedback: bool = option(False, "round weights so that, on the inputs seen, errors make good for each other")
+    smooth: bool = option(True, "move outliers of the inputs of MatMul and Gemm into their weights")
     calibrator: tuple[str, ...] = option(
         ("minmax",), f"how ranges are chosen, of several the one that does best: {', '.join(CALIBRATORS)}"
     )
@@ -78,6 +79,7 @@ class Int8(Pass):
             weights=self.weights,
             selection=Selection(self.only, self.exclude),
             fallback=self.fallback,
+            smooth=self.smooth,
             aim=self.aim,
             sequential_bias=self.sequential_bias,
         )

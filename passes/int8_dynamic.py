@@ -1,4 +1,7 @@
-"""8-bit integer layers whose input scales are found at run time, without data: `quantization.dynamic` says how."""
+"""8-bit integer layers whose input scales are found at run time, without data: `quantization.dynamic` says how.
+
+Where there is data, `smooth` goes before it and moves outliers of inputs into weights.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ class Int8Dynamic(Pass):
     """Run MatMul, Gemm and LSTM on 8-bit integers, scales of inputs taken at run time: needs no data."""
 
     name: ClassVar[str] = "int8_dynamic"
-    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "convert_opset")
+    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "smooth", "convert_opset")
     only: tuple[str, ...] = option((), "names or patterns of the nodes that may be quantized; default all")
     exclude: tuple[str, ...] = option((), "names or patterns of nodes that stay float")
     min_weights: int = option(4096, "smallest number of weights that a layer is quantized for", minimum=1)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from onnxopt.calibration.requests import Channels
 from onnxopt.calibration.tallies import (
     ChannelMeanTally,
     ChannelMomentsTally,
@@ -23,6 +24,7 @@ from onnxopt.calibration.tallies import (
     merge_all,
 )
 from onnxopt.model import Node, Variable
+from onnxopt.numerics.compensated import CompensatedSum
 from onnxopt.numerics.histogram import Histogram
 
 FloatArray = npt.NDArray[np.float64]
@@ -215,6 +217,40 @@ class Statistics:
         moved._tallies = {(k, to): t for (k, s), t in self._tallies.items() if (to := there(s)) is not None}
         moved._reasons = {(k, to): t for (k, s), t in self._reasons.items() if (to := there(s)) is not None}
         return moved
+
+    def copy(self) -> Statistics:
+        """Figures that may be changed apart from these; what they are made of is shared."""
+        made = Statistics()
+        made.samples, made.runs = self.samples, self.runs
+        made._tallies, made._reasons = dict(self._tallies), dict(self._reasons)
+        return made
+
+    def divide(self, channels: Channels, factors: FloatArray, result: Variable, readers: Iterable[Node]) -> None:
+        """Take over what is known of a tensor as figures of `result`, its channels divided by positive factors [C].
+
+        result: the tensor itself or another one. readers: MatMuls and Gemms that multiply `result`. Range and means
+        follow from those of the channels, which must be known; what does not follow (histograms, extremes of runs) is
+        forgotten.
+        """
+        tensor, axis = channels
+        extremes, moments = self.channel_range(tensor, axis), self.channel_moments(tensor, axis)
+        known = self.range(tensor)
+        assert extremes is not None
+        assert moments is not None
+        low, high = (each / factors for each in extremes)
+        count = known.count if known is not None else moments.count * len(factors)
+        for kind in ("ranges", "extremes", "moments", "histograms"):
+            self._tallies.pop((kind, result), None)
+        self.record("ranges", result, RangeTally(low.min(), high.max(), count))
+        means = ChannelMeanTally(CompensatedSum(moments.mean / factors * moments.count), moments.count)
+        self.record("channel_means", (result, axis), means)
+        for kind in ("channel_ranges", "channel_moments"):
+            self._tallies.pop((kind, (result, axis)), None)
+        for node in readers:
+            gram = self._find(GramTally, "grams", node)
+            if gram is not None:
+                matrix = CompensatedSum(gram.matrix.value / np.multiply.outer(factors, factors))
+                self.record("grams", node, GramTally(matrix, CompensatedSum(gram.total.value / factors), gram.rows))
 
     def merge(self, other: Statistics) -> None:
         """Take in another run over other feeds of the same graph; what either skipped is skipped."""

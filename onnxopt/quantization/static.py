@@ -36,7 +36,7 @@ from onnxopt.numerics.weights import (
     trouble,
 )
 from onnxopt.passbase import Change, Context, PassResult, Skip
-from onnxopt.quantization import fallback, qdq, storage
+from onnxopt.quantization import balance, fallback, qdq, storage
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
@@ -68,6 +68,7 @@ class Settings:
     weights: `s8`, `u8`, or `auto`: s8 but for the layers that `unsigned_weights` names. selection: the layers that may
     be quantized; what it excludes joins no island and is not stored either. fallback: leave layers float, those that
     cost the outputs most first, until the budgets on quality hold; aim: or until outputs reach so many dB, 0 for none.
+    smooth: move outliers of the inputs of MatMul and Gemm into their weights (`balance`).
     sequential_bias: choose biases layer by layer by means measured in the quantized model, where that helps.
     """
 
@@ -83,6 +84,7 @@ class Settings:
     fallback: bool = True
     aim: float = 0.0
     sequential_bias: bool = False
+    smooth: bool = True
 
 
 def requests(model: Model, settings: Settings) -> Requests:
@@ -108,6 +110,9 @@ def requests(model: Model, settings: Settings) -> Requests:
 
 def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     """Quantize the layers that have statistics and pay; store the other weights."""
+    smoothed: list[Change] = []
+    if settings.smooth and context.statistics is not None:
+        context, smoothed = _smoothed(model, context, settings)
     calibrator, chosen = _choose(model, context, settings)
     floats, left = fallback.choose(_Trials(model, context, settings, calibrator))
     work = _run(model, context, settings, calibrator, floats)
@@ -121,7 +126,18 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
     if settings.weights == "u8" and not target.unsigned_weights:
         notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
-    return PassResult(work.changes, work.skipped, notes + chosen + left + work.remarks)
+    return PassResult(smoothed + work.changes, work.skipped, notes + chosen + left + work.remarks)
+
+
+def _smoothed(model: Model, context: Context, settings: Settings) -> tuple[Context, list[Change]]:
+    """Smooth the inputs of the layers that will be quantized; the statistics follow without another run."""
+    assert context.statistics is not None
+    statistics = context.statistics.copy()
+    context = replace(context, statistics=statistics)
+    planned = frozenset(_Work(settings, model, context, settings.calibrators[0], {}).planned(statistics))
+    found = balance.smooth(model, statistics, balance.Smoothing(among=planned, near=True))
+    model.normalize()
+    return context, list(found.changes)
 
 
 def _run(model: Model, context: Context, settings: Settings, calibrator: str, floats: Mapping[Variable, str]) -> _Work:
@@ -238,10 +254,18 @@ class _Work:
             node, reason = (found.node, "no real inputs") if isinstance(found, Layer) else found
             self.skipped.append(Skip(label(node), reason))
 
-    def quantize(self, statistics: Statistics) -> None:
-        """Write the integer form of every body."""
+    def planned(self, statistics: Statistics) -> list[Node]:
+        """The layers that would be quantized."""
+        self._know(statistics)
+        return [layer.node for _, island in self._plans(self._candidates()) for layer in island.layers]
+
+    def _know(self, statistics: Statistics) -> None:
         self.statistics = self.measured = statistics
         self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
+
+    def quantize(self, statistics: Statistics) -> None:
+        """Write the integer form of every body."""
+        self._know(statistics)
         plans = [
             (body, island, shared_params(island, self._bounds, self.target.activation, self.target.symmetric))
             for body, island in self._plans(self._candidates())

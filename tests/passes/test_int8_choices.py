@@ -140,7 +140,7 @@ def test_the_layer_that_costs_most_is_left_float_until_outputs_reach_the_aim() -
     assert quantized(model) == set(layers) - {worst}
     assert compare(model) >= aim
     assert any(note.endswith(f"worst first: {worst}") for note in result.notes)
-    assert any(skip.node == worst and "dB by it alone" in skip.reason for skip in result.skipped)
+    assert any(skip.node == worst and f"{alone[worst]:.1f} dB by it alone" in skip.reason for skip in result.skipped)
 
 
 def test_nothing_is_left_float_where_the_aim_is_reached() -> None:
