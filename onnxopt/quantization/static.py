@@ -16,7 +16,9 @@ that costs much accuracy and little time would be lost, weights are unsigned ins
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +26,11 @@ import numpy.typing as npt
 from onnxopt.calibration import Range, Requests, Statistics, calibrated_ranges, calibration_requests, choose
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
-from onnxopt.numerics import affine
+from onnxopt.numerics import affine, fixed_point
 from onnxopt.numerics.affine import QParams
+from onnxopt.numerics.fixed_point import q_formats
+from onnxopt.numerics.formats import INTEGER
+from onnxopt.numerics.histogram import Histogram
 from onnxopt.numerics.weights import (
     LayerWeight,
     fed_back,
@@ -41,6 +46,8 @@ from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_ad
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
+from onnxopt.quantization.selection import Selection
+from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_store import Storing, WeightStore
 from onnxopt.quantization.writer import QdqWriter
 from onnxopt.target import Target
@@ -63,7 +70,10 @@ class Settings:
     the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
     min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
     feedback: round weights with second moments of their inputs.
-    weights: `s8`, `u8`, or `auto`: s8 but for the layers that `_unsigned` names.
+    weights: `s8`, `u8`, or `auto`: s8 but for the layers that `unsigned_weights` names.
+    power_of_two: all scales are (fixed point). bits: of weights, activation_bits: what ranges are to need; below 8 of
+    fixed point only. per_channel: a scale for each output channel where the target has kernels for them.
+    selection: the nodes that may be touched.
     """
 
     storage: bool = True
@@ -74,6 +84,11 @@ class Settings:
     all_layers: bool = False
     feedback: bool = False
     weights: str = "auto"
+    power_of_two: bool = False
+    bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
+    selection: Selection = field(default_factory=Selection)
 
 
 def requests(model: Model, settings: Settings) -> Requests:
@@ -103,6 +118,7 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     work = _Work(settings, model, context, calibrator)
     layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
     left = len(work.skipped)
+    work.skipped += work.excluded()
     stored = work.store()
     work.writer.finish()
     target = context.target
@@ -168,12 +184,18 @@ class _Work:
             self.skipped.append(Skip(label(node), reason))
         return 0
 
+    def excluded(self) -> list[Skip]:
+        """The operators other than layers whose weight is not to be stored."""
+        named = {skip.node for skip in self.skipped}
+        nodes = {found.node: self.options.selection.refuses(found.node) for found in storage.find_stored(self.model)}
+        return [Skip(label(node), why) for node, why in nodes.items() if why is not None and label(node) not in named]
+
     def quantize(self, statistics: Statistics) -> int:
         """Write the integer form of every body; returns the number of layers that got it."""
         self.statistics = self.measured = statistics
         self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
         plans = [
-            (body, island, shared_params(island, self._bounds, self.target.activation, self.target.symmetric))
+            (body, island, shared_params(island, self._bounds, self._format))
             for body, island in self._plans(self._candidates())
         ]
         weights = self._weights([(layer, params) for _, island, params in plans for layer in island.layers])
@@ -185,6 +207,8 @@ class _Work:
         for body, island, params in reversed(plans):  # inner bodies first: they read tensors of the outer ones
             for tensor in island.codes:
                 self.writer.connect(tensor, body, island, params[tensor])
+            for layer in island.layers:
+                self._bound_codes(layer, params)
         return len(self.done)
 
     def _candidates(self) -> list[Layer]:
@@ -214,12 +238,16 @@ class _Work:
             or layer.absorbed is None
             or layer.absorbed.op != "Clip"
             or self.statistics.range(layer.output) is None
+            or self.options.power_of_two  # no scale ends at the bounds: codes are clipped
         ):
             return layer
-        params = affine.activation_qparams(*self._bounds(layer.output), self.target.activation)
+        params = self._format([layer.output], *self._bounds(layer.output))
         return layer if within(params, layer.absorbed) else replace(layer, absorbed=None)
 
     def _unfit(self, layer: Layer, logarithmic: set[Node]) -> str | None:
+        refused = self.options.selection.refuses(layer.node)
+        if refused is not None:
+            return refused
         if self.model.opset < 13:
             return f"operator set {self.model.opset} has no scales per channel; 13 has"
         if layer.node in logarithmic:
@@ -245,14 +273,14 @@ class _Work:
             magnitude = self.statistics.mean_magnitude(tensor)
             if magnitude is None:
                 continue
-            decibels = affine.typical_sqnr_db(*self._bounds(tensor), magnitude)
+            decibels = affine.typical_sqnr_db(*self._represented(tensor), magnitude)
             if decibels < self.options.min_sqnr:
                 return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
 
     def _plans(self, candidates: list[Layer]) -> list[tuple[Graph, Islands]]:
         """The plan of each body, without layers whose int8 weight would only come on top of the float one."""
-        stored = list(storage.find_stored(self.model)) if self.options.storage else []
+        stored = self._stored() if self.options.storage else []
         sound = {weight for weight in {found.weight for found in stored} if trouble(weight.values) is None}
         storable = {found.place for found in stored if found.weight in sound}
         while True:
@@ -294,6 +322,24 @@ class _Work:
         low, high = self.ranges[tensor]  # candidates and islands hold measured tensors only
         return (-max(-low, high), max(-low, high)) if self.target.symmetric else (low, high)
 
+    def _format(self, tensors: Sequence[Variable], low: float, high: float) -> QParams:
+        """The format of tensors that share one."""
+        dtype, symmetric = self.target.activation, self.target.symmetric
+        if not self.options.power_of_two:
+            return affine.activation_qparams(low, high, dtype, symmetric)
+        counted = [found for tensor in tensors if (found := self.statistics.histogram(tensor)) is not None]
+        histogram = reduce(Histogram.merged, counted) if len(counted) == len(tensors) and counted else None
+        return fixed_point.activation_qparams(low, high, dtype, self.options.activation_bits, symmetric, histogram)
+
+    def _represented(self, tensor: Variable) -> tuple[float, float]:
+        """The range that 8 bits of the tensor's scale represent."""
+        bounds = self._bounds(tensor)
+        if not self.options.power_of_two:
+            return bounds
+        params = self._format([tensor], *bounds)
+        low, high = (params.value(code) for code in params.codes)
+        return low, high
+
     def _elements(self, tensor: Variable) -> float:
         """Elements of a tensor that one run computes, on average; 0 when unknown."""
         found = self.statistics.range(tensor)
@@ -328,15 +374,17 @@ class _Work:
         values, _ = layer.parameters()
         biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
         dense = not all(each.depthwise for each, _ in sharers)
-        per_tensor = any(each.node.op not in self.target.per_channel for each, _ in sharers)
-        free = quantize_layer_weight(values, layer.layout, False, biases, per_tensor)
+        given = self.options
+        per_tensor = not given.per_channel or any(each.node.op not in self.target.per_channel for each, _ in sharers)
+        form = (biases, per_tensor, given.bits, given.power_of_two)
+        free = quantize_layer_weight(values, layer.layout, False, *form)
         if not dense:
             return free, float("nan")
         if unsigned:
             return replace(free, unsigned=True), float("nan")
         if not self.target.saturates:
             return free, 0.0
-        bounded = quantize_layer_weight(values, layer.layout, True, biases, per_tensor)
+        bounded = quantize_layer_weight(values, layer.layout, True, *form)
         return bounded, lost_decibels(values, bounded, free, layer.layout)
 
     def _fed_back(self, sharers: list[tuple[Layer, QParams]], found: LayerWeight) -> LayerWeight:
@@ -355,6 +403,8 @@ class _Work:
         detail = f"{layer.node.op} to {layer.row.kernel if coded else layer.row.float_kernel}"
         if not self.target.runs_here:
             detail = f"{layer.node.op} on 8 bits"
+        if self.options.power_of_two:
+            detail += f", {q_formats(found.scales, found.bits)} weights"
         if found.unsigned:
             detail += ", unsigned weights"
         elif self.target.saturates and not layer.depthwise:
@@ -372,6 +422,14 @@ class _Work:
         if self.target.integer_kernels and follower is not None and follower.op in ("Relu", "Clip") and not coded:
             self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
             self.writer.spell_out(follower, layer.body)
+
+    def _bound_codes(self, layer: Layer, params: dict[Variable, QParams]) -> None:
+        """Clip codes where they reach beyond the bounds of a Clip that goes into the layer."""
+        clip, coded = layer.absorbed, params.get(layer.output)
+        if coded is None or clip is None or clip.op != "Clip" or not self.target.integer_kernels or within(coded, clip):
+            return
+        self.changes.append(Change("rewritten", label(clip), "Clip of codes"))
+        self.writer.bound_codes(clip, layer.body, coded)
 
     def _corrected(
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
@@ -393,13 +451,23 @@ class _Work:
         for at, tensor in enumerate(node.inputs):
             row = qdq.island_row(node)
             if isinstance(tensor, Constant) and row is not None and row.inputs is None:
-                self.writer.number(node, at, body, self.target.activation, self.target.symmetric)
+                value = float(tensor.values.item())
+                self.writer.number(node, at, body, self._format([], value, value))
         self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
+
+    def _stored(self) -> list[Stored]:
+        """The weights that may be stored as int8."""
+        refuses = self.options.selection.refuses
+        return [found for found in storage.find_stored(self.model) if refuses(found.node) is None]
 
     def store(self) -> int:
         """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many."""
         storing = Storing(
-            memory=not self.target.folds, correct_bias=self.options.correct_bias, all_weights=self.options.storage
+            form=INTEGER[self.options.bits],
+            memory=not self.target.folds,
+            power_of_two=self.options.power_of_two,
+            correct_bias=self.options.correct_bias,
+            all_weights=self.options.storage,
         )
         store = WeightStore(
             self.model,
@@ -411,7 +479,7 @@ class _Work:
             self.changes,
             self.skipped,
         )
-        store.run(list(storage.find_stored(self.model)))
+        store.run(self._stored())
         return store.stored
 
 

@@ -180,7 +180,7 @@ class WeightStore:
     def _store(self, found: Stored, between: bool, sharers: Sequence[Stored]) -> None:
         in_blocks = _in_blocks(found, self.storing) and not between
         kind = self._nodes.kind(found, in_blocks, any(other.node.op == "Gather" for other in sharers))
-        own_type = found.node.op == "Gather" and self.storing.form is not INT8
+        own_type = found.node.op == "Gather" and self.storing.form.dtype != np.int8
         axes = found.view if in_blocks else found.kept
         key = (found.weight.data.uid, axes, between, kind, own_type)
         if key not in self._coded:
@@ -199,9 +199,13 @@ class WeightStore:
             blocks, how = self._blocks(found, sharers, half=kind == "file")
             return self._nodes.in_blocks(found, blocks, kind, how), found.view.back(blocks.values())
         # the runtime's Gather knows no 8-bit floats, its integer kernels no scale but int8's
-        form = INT8 if between or found.node.op == "Gather" else self.storing.form
+        form = self.storing.form
+        if form.dtype != np.int8 and (between or found.node.op == "Gather"):
+            form = INT8
         if between and self.saturates and found.node.op in ("Conv", "Gemm"):
-            layer = quantize_layer_weight(weight, layout_of(found.node), bounded=True)
+            layer = quantize_layer_weight(
+                weight, layout_of(found.node), bounded=True, bits=form.bits, power_of_two=self.storing.power_of_two
+            )
             codes: npt.NDArray[Any] = layer.codes
             scales = layer.scales.reshape(found.scale_shape)
         else:
