@@ -41,6 +41,7 @@ from onnxopt.numerics.weights import (
 )
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import qdq, storage
+from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
@@ -114,6 +115,7 @@ def requests(model: Model, settings: Settings) -> Requests:
 
 def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     """Quantize the layers that have statistics and pay; store the other weights."""
+    before = left_as_quantized(model)
     calibrator, chosen = _choose(model, context, settings)
     work = _Work(settings, model, context, calibrator)
     layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
@@ -131,7 +133,7 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
     if settings.weights == "u8" and not target.unsigned_weights:
         notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
-    notes += chosen
+    notes += [*before, *chosen]
     return PassResult(work.changes, work.skipped, notes)
 
 
@@ -425,8 +427,11 @@ class _Work:
 
     def _bound_codes(self, layer: Layer, params: dict[Variable, QParams]) -> None:
         """Clip codes where they reach beyond the bounds of a Clip that goes into the layer."""
-        clip, coded = layer.absorbed, params.get(layer.output)
-        if coded is None or clip is None or clip.op != "Clip" or not self.target.integer_kernels or within(coded, clip):
+        clip = layer.absorbed
+        if clip is None or clip.op != "Clip" or not clip.outputs or not self.target.integer_kernels:
+            return
+        coded = params.get(layer.output)
+        if coded is None or within(coded, clip):
             return
         self.changes.append(Change("rewritten", label(clip), "Clip of codes"))
         self.writer.bound_codes(clip, layer.body, coded)

@@ -67,12 +67,17 @@ class InBlocks:
         return f"int4 in blocks of {self.size}, {self.how}"
 
 
+def has_int4(model: Model) -> bool:
+    """Whether the model's version of ONNX has a type of 4 bits; in older ones bytes hold two codes each."""
+    return model.opset >= _NATIVE_OPSET and model.ir_version >= _NATIVE_IR
+
+
 class WeightNodes:
     """Writes stored weights of one model. memory: let kernels read codes where there are such kernels."""
 
     def __init__(self, writer: QdqWriter, model: Model, memory: bool, block: int) -> None:
         self._writer, self._model, self._memory, self._block = writer, model, memory, block
-        self._native = model.opset >= _NATIVE_OPSET and model.ir_version >= _NATIVE_IR
+        self._native = has_int4(model)
         self._made: dict[tuple[int, ...], Variable] = {}
         self._turned: dict[int, Constant] = {}
 

@@ -27,16 +27,19 @@ from onnxopt.numerics.formats import INT8, Format
 from onnxopt.numerics.weights import mean_output_error, quantize_kept, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import storage
+from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.layers import channel_axis, layout_of, shared_tensors
 from onnxopt.quantization.moments import second_moments
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
-from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes
+from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes, has_int4
 from onnxopt.quantization.writer import QdqWriter
 from onnxopt.target import Target
 
 # Inputs that share a scale; fewer of them than half a block would cost more in scales than 4 bits save.
 BLOCK = 32
+# Bytes of the nodes that make a float weight of blocks, more than Cast and Mul take, as measured on saved models.
+_UNPACKING_INT4, _UNPACKING_BYTES = 260, 1040
 # What a user may ask to save.
 SAVE = ("auto", "file", "memory")
 
@@ -78,7 +81,9 @@ def requests(model: Model, storing: Storing, selection: Selection) -> Requests:
     """Second moments for weights that are rounded with them, means for biases that can take an error."""
     wanted = [found for found in storage.find_stored(model) if selection.refuses(found.node) is None]
     fed = [
-        found.node for found in wanted if storing.feedback and _in_blocks(found, storing) and _has_gram(model, found)
+        found.node
+        for found in wanted
+        if storing.feedback and _in_blocks(model, found, storing) and _has_gram(model, found)
     ]
     mine = {found.node for found in wanted if storing.correct_bias}
     biased = {node: tensor for node, tensor in biased_inputs(model).items() if node in mine}
@@ -98,11 +103,12 @@ def biased_inputs(model: Model) -> dict[Node, Variable]:
 
 def store(model: Model, context: Context, storing: Storing, selection: Selection) -> PassResult:
     """Store the selected weights of a model that pay for it."""
+    before = left_as_quantized(model)
     writer = QdqWriter(model)
     run = WeightStore(model, writer, storing, context.statistics, context.target.saturates, biased_inputs(model))
     wanted: list[Stored] = []
     for found in storage.find_stored(model):
-        reason = selection.refuses(found.node)
+        reason = selection.refuses(found.node) or _too_old(model, storing)
         if reason is None:
             wanted.append(found)
         else:
@@ -111,6 +117,7 @@ def store(model: Model, context: Context, storing: Storing, selection: Selection
     writer.finish()
     kinds = Counter(change.detail.split(",")[0] for change in run.changes)
     notes = [f"weights stored: {', '.join(f'{number} {kind}' for kind, number in kinds.items()) or 'none'}"]
+    notes += before
     if context.statistics is None and (storing.bits < 8 and storing.feedback):
         notes.append("no real inputs: weights are rounded without knowing what they multiply")
     return PassResult(run.changes, run.skipped, notes)
@@ -153,7 +160,7 @@ class WeightStore:
             weights.setdefault(found.weight, []).append(found)
         for done, (weight, readers) in enumerate(weights.items()):
             progress(done, len(weights))
-            between = [found for found in readers if storage.between_codes(found.node)]
+            between = [found for found in readers if self._between(found)]
             pays = self.storing.all_weights and storage.saved_bytes(readers, self._bytes) > 0
             if not between and not pays:
                 continue
@@ -169,16 +176,18 @@ class WeightStore:
             if reason is not None:
                 self._report_unstored([found for found in readers if found not in chosen], reason)
 
+    def _between(self, found: Stored) -> bool:
+        """Whether codes between codes are to be kept from the runtime; older models have no scales per channel."""
+        return self.model.opset >= INT8.opset and storage.between_codes(found.node)
+
     def _bytes(self, found: Stored) -> int:
         """Of codes and scales of one weight."""
-        if not _in_blocks(found, self.storing):
+        if not _in_blocks(self.model, found, self.storing):
             return storage.eight_bit_bytes(found)
-        rows = int(found.weight.data.size) // found.view.inputs
-        blocks = -(-found.view.inputs // self.storing.block)
-        return rows * blocks * (self.storing.block * self.storing.bits // 8 + 2)
+        return _block_bytes(self.model, found, self.storing)
 
     def _store(self, found: Stored, between: bool, sharers: Sequence[Stored]) -> None:
-        in_blocks = _in_blocks(found, self.storing) and not between
+        in_blocks = _in_blocks(self.model, found, self.storing) and not between
         kind = self._nodes.kind(found, in_blocks, any(other.node.op == "Gather" for other in sharers))
         own_type = found.node.op == "Gather" and self.storing.form.dtype != np.int8
         axes = found.view if in_blocks else found.kept
@@ -267,11 +276,29 @@ class WeightStore:
         ]
 
 
-def _in_blocks(found: Stored, storing: Storing) -> bool:
-    """Whether a weight is coded in blocks: it is wide enough, and rows of a table can be packed."""
+def _too_old(model: Model, storing: Storing) -> str | None:
+    """Why the model's version of ONNX can't hold the codes."""
+    form, what = storing.form, "scales per channel" if storing.form.dtype == np.int8 else storing.form.name
+    if model.opset < form.opset and (storing.memory or form.dtype != np.int8):
+        return f"operator set {model.opset} has no {what}; {form.opset} has"
+    return None
+
+
+def _in_blocks(model: Model, found: Stored, storing: Storing) -> bool:
+    """Whether a weight is coded in blocks: it is wide enough, rows of a table can be packed, and int8 takes no less."""
     if storing.bits >= 8 or found.view.inputs < storing.block:
         return False
-    return found.node.op != "Gather" or found.view.inputs % (2 * storing.block) == 0
+    if found.node.op == "Gather" and found.view.inputs % (2 * storing.block) != 0:
+        return False
+    return _block_bytes(model, found, storing) <= storage.eight_bit_bytes(found)
+
+
+def _block_bytes(model: Model, found: Stored, storing: Storing) -> int:
+    """Of codes in blocks, scales, and of the nodes that unpack them beyond those of int8."""
+    rows = int(found.weight.data.size) // found.view.inputs
+    blocks = -(-found.view.inputs // storing.block)
+    nodes = 0 if storing.memory else _UNPACKING_INT4 if has_int4(model) else _UNPACKING_BYTES
+    return rows * blocks * (storing.block * storing.bits // 8 + 2) + nodes
 
 
 def _has_gram(model: Model, found: Stored) -> bool:

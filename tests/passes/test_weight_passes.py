@@ -262,7 +262,7 @@ def test_error_feedback_on_inputs_not_seen() -> None:
 def test_error_feedback_in_groups_and_shared_weights() -> None:
     source = """g (float[n, 64, 6, 6] x) => (float y, float z) {
       y = Conv<group = 2>(x, w)  r = Relu(x)  z = Conv<group = 2>(r, w) }"""
-    initializers = {"w": weight(16, 32, 1, 1)}
+    initializers = {"w": weight(128, 32, 1, 1)}
 
     def feed(seed: int) -> dict[str, Array]:
         return {"x": correlated(2 * 36, 64, seed).reshape(2, 36, 64).transpose(0, 2, 1).reshape(2, 64, 6, 6)}
@@ -272,7 +272,7 @@ def test_error_feedback_in_groups_and_shared_weights() -> None:
     run(plain, "int4:feedback=false")
     assert len(result.changes) == 2
     assert all("error feedback" in change.detail for change in result.changes)
-    assert len([c for c in model.constants() if c.data.size in (16 * 32, 16 * 16)]) == 1
+    assert len([c for c in model.constants() if c.data.size in (128 * 32, 128 * 16)]) == 1
     exact, ours, theirs = (Session(each).run(feed(77)) for each in (reference, model, plain))
     assert all(noise(exact[name], ours[name]) < noise(exact[name], theirs[name]) for name in exact)
 
