@@ -177,6 +177,7 @@ class _Work:
         self.skipped: list[Skip] = []
         self.measured: Statistics | None = None
         self.done: set[Node] = set()
+        self.coded: dict[tuple[int, tuple[int, ...]], tuple[Constant, FloatArray]] = {}  # as `WeightStore` takes it
         self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
 
     def without_data(self) -> int:
@@ -336,7 +337,7 @@ class _Work:
     def _represented(self, tensor: Variable) -> tuple[float, float]:
         """The range that 8 bits of the tensor's scale represent."""
         bounds = self._bounds(tensor)
-        if not self.options.power_of_two:
+        if not self.options.power_of_two or bounds[0] == bounds[1]:
             return bounds
         params = self._format([tensor], *bounds)
         low, high = (params.value(code) for code in params.codes)
@@ -368,6 +369,9 @@ class _Work:
             scales = self.writer.constant(f"{name}_scale", found.stored_scales)
             zeros = self.writer.constant(f"{name}_zero_point", found.stored_zero)
             written[key] = found, codes, scales, zeros
+            layer = groups[key][0][0]
+            if not (found.unsigned or found.per_tensor or layer.chain):
+                self.coded[layer.weight.data.uid, (layer.layout.axis,)] = codes, found.scales
         return written
 
     def _quantized(self, sharers: list[tuple[Layer, QParams]], unsigned: bool = False) -> tuple[LayerWeight, float]:
@@ -481,6 +485,7 @@ class _Work:
             self.measured,
             self.target.saturates,
             {node: layer.activation for node, layer in self.layers.items() if node.op != "MatMul"},
+            self.coded,
             self.changes,
             self.skipped,
         )

@@ -194,13 +194,23 @@ def _producer(tensor: object) -> Node | None:
 
 def find_stored(model: Model) -> Iterator[Stored]:
     """Every float32 weight of a listed operator, outside of local functions."""
+    return (found for found in _weights(model) if found.weight.dtype == np.float32)
+
+
+def find_other_floats(model: Model) -> Iterator[Stored]:
+    """The weights that would be among those of `find_stored` if they were not of another floating type."""
+    floats = ("float16", "bfloat16", "float64")
+    return (found for found in _weights(model) if str(found.weight.dtype) in floats)
+
+
+def _weights(model: Model) -> Iterator[Stored]:
     for body in model.bodies():
         if body.function is not None:
             continue
         for node in body.nodes:
             for at in _inputs(node):
                 weight = node.inputs[at] if at < len(node.inputs) else None
-                if not isinstance(weight, Constant) or weight.dtype != np.float32:
+                if not isinstance(weight, Constant):
                     continue
                 kept = _kept(node, at, len(weight.shape))
                 if kept is not None:

@@ -40,6 +40,7 @@ from onnxopt.target import Target
 BLOCK = 32
 # Bytes of the nodes that make a float weight of blocks, more than Cast and Mul take, as measured on saved models.
 _UNPACKING_INT4, _UNPACKING_BYTES = 260, 1040
+_UNPACKING_OPSET = 11
 # What a user may ask to save.
 SAVE = ("auto", "file", "memory")
 
@@ -128,7 +129,8 @@ class WeightStore:
     """One run over one model. changes, skipped, stored: grow; `writer.finish` is left to the caller.
 
     saturates: whether pairs of codes must be bounded where the runtime may run them on integers after all. inputs:
-    nodes whose bias may be corrected, and the tensor whose mean tells by how much.
+    nodes whose bias may be corrected, and the tensor whose mean tells by how much. coded: (uid of a weight, axes that
+    keep a scale) -> int8 codes that the model holds anyway, with a scale for each index of the one axis.
     """
 
     model: Model
@@ -137,6 +139,7 @@ class WeightStore:
     statistics: Statistics | None
     saturates: bool
     inputs: dict[Node, Variable] = field(default_factory=dict)
+    coded: dict[tuple[int, tuple[int, ...]], tuple[Constant, FloatArray]] = field(default_factory=dict)
     changes: list[Change] = field(default_factory=list)
     skipped: list[Skip] = field(default_factory=list)
 
@@ -174,7 +177,8 @@ class WeightStore:
             for found in chosen:
                 self._store(found, found in between, [other for other in chosen if other.view == found.view])
             if reason is not None:
-                self._report_unstored([found for found in readers if found not in chosen], reason)
+                self._report_unstored([found for found in readers if found not in chosen], f"its weight {reason}")
+        self._report_other_types()
 
     def _between(self, found: Stored) -> bool:
         """Whether codes between codes are to be kept from the runtime; older models have no scales per channel."""
@@ -195,18 +199,24 @@ class WeightStore:
         if key not in self._coded:
             self._coded[key] = self._code(found, between, kind, sharers)
         coded, values = self._coded[key]
+        place = _place(found)  # another node may stand there soon
         detail = coded.detail + (" rows" if found.node.op == "Gather" else "")
         if self._correct(found, values):
             detail += ", bias corrected"
         self._nodes.store(found, coded, between)
-        self.changes.append(Change("stored", _place(found), detail))
+        self.changes.append(Change("stored", place, detail))
 
     def _code(self, found: Stored, between: bool, kind: str, sharers: Sequence[Stored]) -> tuple[Coded, FloatArray]:
         """The codes as constants, and the weight that they stand for."""
         weight, name = found.weight.values, found.weight.name
         if kind != "plain":
-            blocks, how = self._blocks(found, sharers, half=kind == "file")
+            blocks, how = self._blocks(found, sharers, half=kind == "file" and _in_half(weight))
             return self._nodes.in_blocks(found, blocks, kind, how), found.view.back(blocks.values())
+        given = self.coded.get((found.weight.data.uid, found.kept))
+        if given is not None and not between:
+            scales = given[1].reshape(found.scale_shape)
+            values = np.asarray(given[0].values.astype(np.float32) * scales)
+            return PerChannel(given[0], self.writer.constant(f"{name}_scale", scales), INT8.name), values
         # the runtime's Gather knows no 8-bit floats, its integer kernels no scale but int8's
         form = self.storing.form
         if form.dtype != np.int8 and (between or found.node.op == "Gather"):
@@ -269,11 +279,17 @@ class WeightStore:
     def _report_unstored(self, readers: list[Stored], reason: str) -> None:
         """One entry for each reader that has none yet for the same reason."""
         known = {(skip.node, skip.reason) for skip in self.skipped}
-        self.skipped += [
-            Skip(_place(found), f"its weight {reason}")
-            for found in readers
-            if (label(found.node), f"its weight {reason}") not in known
-        ]
+        self.skipped += [Skip(_place(found), reason) for found in readers if (label(found.node), reason) not in known]
+
+    def _report_other_types(self) -> None:
+        """Weights that would pay if they were float32."""
+        if not self.storing.all_weights:
+            return
+        named = {skip.node for skip in self.skipped}
+        for found in storage.find_other_floats(self.model):
+            pays = storage.saved_bytes([found], self._bytes) > 0
+            if pays and not named & {label(found.node), _place(found)}:
+                self._report_unstored([found], f"its weight is {found.weight.dtype}, not float32")
 
 
 def _too_old(model: Model, storing: Storing) -> str | None:
@@ -281,6 +297,8 @@ def _too_old(model: Model, storing: Storing) -> str | None:
     form, what = storing.form, "scales per channel" if storing.form.dtype == np.int8 else storing.form.name
     if model.opset < form.opset and (storing.memory or form.dtype != np.int8):
         return f"operator set {model.opset} has no {what}; {form.opset} has"
+    if storing.bits < 8 and model.opset < _UNPACKING_OPSET:
+        return f"operator set {model.opset} has no BitShift, which unpacks 4-bit codes; {_UNPACKING_OPSET} has"
     return None
 
 
@@ -299,6 +317,12 @@ def _block_bytes(model: Model, found: Stored, storing: Storing) -> int:
     blocks = -(-found.view.inputs // storing.block)
     nodes = 0 if storing.memory else _UNPACKING_INT4 if has_int4(model) else _UNPACKING_BYTES
     return rows * blocks * (storing.block * storing.bits // 8 + 2) + nodes
+
+
+def _in_half(weight: FloatArray) -> bool:
+    """Whether float16 holds the scales of 4-bit codes, to 0.2 % of the largest."""
+    largest = float(max(weight.max(initial=0.0), -weight.min(initial=0.0))) / 8
+    return largest == 0.0 or 2.0**-16 <= largest <= float(np.finfo(np.float16).max)
 
 
 def _has_gram(model: Model, found: Stored) -> bool:
