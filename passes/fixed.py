@@ -42,7 +42,9 @@ class Fixed(Pass):
     )
     min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs")
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
-    only: tuple[str, ...] = option((), "names or patterns of the nodes that may be quantized; default all")
+    fallback: bool = option(True, "leave layers float, worst first, until the budgets on quality hold")
+    aim: float = option(0.0, "dB that outputs must reach; layers are left float until they do", minimum=0.0)
+    only: tuple[str, ...] = option((), "names or patterns of the layers that may be quantized; default all")
     exclude: tuple[str, ...] = option((), "names or patterns of nodes that stay as they are")
 
     def __post_init__(self) -> None:
@@ -80,5 +82,7 @@ class Fixed(Pass):
             calibrators=self.calibrator,
             min_sqnr=self.min_sqnr,
             all_layers=self.all_layers,
+            fallback=self.fallback,
+            aim=self.aim,
             selection=Selection(self.only, self.exclude),
         )

@@ -10,6 +10,7 @@ from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import static
+from onnxopt.quantization.selection import Selection
 
 WEIGHTS = ("auto", "s8", "u8")
 
@@ -29,6 +30,11 @@ class Int8(Pass):
     )
     min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs")
     all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
+    sequential_bias: bool = option(False, "choose biases layer by layer, measuring each time; kept where it helps")
+    fallback: bool = option(True, "leave layers float, worst first, until the budgets on quality hold")
+    aim: float = option(0.0, "dB that outputs must reach; layers are left float until they do", minimum=0.0)
+    only: tuple[str, ...] = option((), "names or patterns of the layers that may be quantized; default all")
+    exclude: tuple[str, ...] = option((), "names or patterns of nodes that stay as they are")
     weights: str = option(
         "auto", "s8, u8 (slower, never saturates), or auto: u8 where s8 would lose much accuracy on x86 without VNNI"
     )
@@ -56,6 +62,7 @@ class Int8(Pass):
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Quantize the layers that have statistics and pay; store the other weights."""
+        self._settings.selection.check(model, self.name)
         return static.quantize(model, context, self._settings)
 
     @property
@@ -69,4 +76,8 @@ class Int8(Pass):
             all_layers=self.all_layers,
             feedback=self.feedback,
             weights=self.weights,
+            selection=Selection(self.only, self.exclude),
+            fallback=self.fallback,
+            aim=self.aim,
+            sequential_bias=self.sequential_bias,
         )

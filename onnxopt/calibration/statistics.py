@@ -200,13 +200,14 @@ class Statistics:
             yield kind, subject, reason
 
     def moved(self, tensors: Mapping[int, Variable]) -> Statistics:
-        """The same figures for a clone of the model; tensors: `Clone.tensors`. Those of nodes are left behind."""
+        """The same figures for a clone of the model; tensors: `Clone.tensors`."""
         moved = Statistics()
         moved.samples, moved.runs = self.samples, self.runs
 
         def there(subject: Subject) -> Subject | None:
             if isinstance(subject, Node):
-                return None
+                outputs = [tensors[id(output)] for output in subject.outputs if id(output) in tensors]
+                return outputs[0].inputs[0] if outputs and outputs[0].inputs else None
             inner, *detail = subject if isinstance(subject, tuple) else (subject,)
             found = tensors.get(id(inner))
             return None if found is None else (found, *detail) if detail else found

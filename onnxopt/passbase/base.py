@@ -16,6 +16,7 @@ from onnxopt.passbase.result import Change, Context, PassResult, Skip
 if TYPE_CHECKING:
     from onnxopt.calibration import Requests
     from onnxopt.model import Graph, Model
+    from onnxopt.target import Target
 
 T = TypeVar("T")
 
@@ -62,6 +63,10 @@ class Pass:
     def effect(self) -> Effect:
         """What this configured pass may do to outputs."""
         raise NotImplementedError(f"{type(self).__name__} states no effect")
+
+    def for_target(self, target: Target) -> Pass:
+        """The same pass with what its options leave to the target decided; `needs` is asked of this one."""
+        return self
 
     def needs(self, model: Model) -> Requests | None:
         """Statistics of `model` wanted in the context, gathered in one run over the feeds. None: no statistics."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from numpy.typing import NDArray
 from onnx import ModelProto
@@ -12,7 +12,7 @@ from onnx import ModelProto
 from onnxopt.target import Target, resolve
 
 if TYPE_CHECKING:
-    from onnxopt.calibration import Statistics
+    from onnxopt.calibration import Requests, Statistics
     from onnxopt.model import Model
 
 
@@ -58,20 +58,32 @@ def _no_evaluate(_model: ModelProto, _inputs: dict[str, NDArray[Any]]) -> list[N
     )
 
 
+class Compare(Protocol):
+    """See `Context`."""
+
+    def __call__(self, model: Model, most: int | None = None) -> float:
+        """DB of the worst float output, or the worst share of agreement."""
+        ...
+
+
 @dataclass(frozen=True)
 class Context:
     """Services and settings of one run of a pass.
 
     `statistics` is what the pass asked for in `needs`, None when there are no real feeds. `reference` is the original
-    model. `compare(model)` runs a model, as it would be deployed, on the feeds kept for choosing, and tells how close
-    its outputs are to the reference's: dB of the worst float output, or where there is none the worst share of
-    agreement; None when there are no real feeds. `evaluate(proto, inputs)` computes a small model with the runtime,
-    unoptimized. `progress(done, total)` may be called at will.
+    model. `compare(model, most)` runs a model, as it would be deployed, on the feeds kept for choosing (at most so
+    many), and tells how close its outputs are to the reference's: dB of the worst float output, or where there is none
+    the worst share of agreement. `holds(model)` tells whether a model holds the budgets on quality on these feeds.
+    `measure(model, requests)` gathers statistics of any model on the feeds for calibration. These three are None when
+    there are no real feeds, `holds` also when there are no such budgets. `evaluate(proto, inputs)` computes a small
+    model with the runtime, unoptimized. `progress(done, total)` may be called at will.
     """
 
     reference: Model | None = None
     statistics: Statistics | None = None
-    compare: Callable[[Model], float] | None = None
+    compare: Compare | None = None
+    holds: Callable[[Model], bool] | None = None
+    measure: Callable[[Model, Requests], Statistics] | None = None
     target: Target = field(default_factory=lambda: resolve("auto"))
     seed: int = 0
     evaluate: Evaluate = _no_evaluate

@@ -81,7 +81,7 @@ class CalibrationRun:
         before: list[str] = []
         asked, idle = False, ""
         for step in with_prepared(self.steps):
-            requests = step.pass_.needs(work)
+            requests = step.pass_.for_target(self.target).needs(work)
             if requests is not None and not requests:
                 idle = step.source
             if requests:

@@ -48,7 +48,12 @@ class Demands:
     @property
     def quality(self) -> bool:
         """Whether a budget on outputs or metrics stands in place of the quality floor."""
-        return any(budget.kind in _QUALITY for budget in self.budgets)
+        return bool(self.quality_budgets)
+
+    @property
+    def quality_budgets(self) -> tuple[Budget, ...]:
+        """The budgets on outputs and metrics."""
+        return tuple(budget for budget in self.budgets if budget.kind in _QUALITY)
 
     @property
     def wanted_metrics(self) -> list[str]:

@@ -87,7 +87,7 @@ class Run:
         model = self.reference.clone().model
         stages = self._stages()
         given = (self.split, self.settings, self.target, stages, self.progress)
-        runner = Runner(model, self.reference, *given, records, self.saved)
+        runner = Runner(model, self.reference, *given, records, self.saved, self.demands.quality_budgets)
         runner.run(with_prepared(self.steps))
         findings = self._conclude(model, original, records, stages)
         return self._finish(model, original, records, stages, findings)

@@ -6,13 +6,13 @@ import hashlib
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 from numpy.typing import NDArray
 from onnx import ModelProto
+from threadpoolctl import threadpool_limits
 
-from onnxopt.calibration import Statistics, collect
+from onnxopt.calibration import Requests, Statistics, collect
 from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
 from onnxopt.feeds import Split
 from onnxopt.model import Model, Snapshot
@@ -25,7 +25,8 @@ from onnxopt.pipeline.stages import Stages
 from onnxopt.report import ComparisonFigures, ErrorFacts, PassRecord, Status
 from onnxopt.runtime import Session
 from onnxopt.target import Target
-from onnxopt.verification import RecordedOutputs, compare
+from onnxopt.verification import Budget, Measured, RecordedOutputs, compare, judge, metric_names
+from onnxopt.verification import evaluate as evaluate_metrics
 
 # Passes choose between candidates on this many feeds.
 CHOICE_FEEDS = 64
@@ -45,7 +46,7 @@ class Runner:
     """Runs the passes of one pipeline over one model. `records` grows by one with every pass, failed ones included.
 
     model: rewritten in place. reference: the original, left alone. stages: None where nothing is verified. saved:
-    statistics gathered before.
+    statistics gathered before. budgets: those on quality, which passes may ask about.
     """
 
     model: Model
@@ -57,7 +58,9 @@ class Runner:
     progress: Progress = silent
     records: list[PassRecord] = field(default_factory=list)
     saved: SavedFiles = field(default_factory=SavedFiles)
+    budgets: tuple[Budget, ...] = ()
     _left: Snapshot | None = field(default=None, init=False)
+    _records: dict[int | None, RecordedOutputs] = field(default_factory=dict, init=False)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
@@ -110,6 +113,11 @@ class Runner:
             )
 
     def _run_one(self, step: Step, quantized_before: int) -> None:
+        # sums of matrix products depend on how many threads share them, and rounding may depend on a sum's last bit
+        with threadpool_limits(self.settings.threads, "blas"):
+            self._run_limited(step, quantized_before)
+
+    def _run_limited(self, step: Step, quantized_before: int) -> None:
         # what the last pass left is what this one finds
         before = self._left if self._left is not None else self.model.snapshot()
         self._left = None
@@ -144,6 +152,8 @@ class Runner:
             reference=self.reference,
             statistics=self._statistics(step),
             compare=None if self.split.synthetic else self._compare,
+            holds=self._holds if self.budgets and not self.split.synthetic else None,
+            measure=None if self.split.synthetic else self._measure,
             target=self.target,
             seed=self.settings.seed,
             evaluate=evaluate,
@@ -158,7 +168,7 @@ class Runner:
         return result
 
     def _statistics(self, step: Step) -> Statistics | None:
-        requests = step.pass_.needs(self.model)
+        requests = step.pass_.for_target(self.target).needs(self.model)
         if requests is None:
             return None
         found = self.saved.find(self.model, requests, step.source) if requests else None
@@ -174,16 +184,34 @@ class Runner:
             progress=lambda done, total: self.progress(what, done, total),
         )
 
-    def _compare(self, model: Model) -> float:
-        recorded = self._recorded
+    def _measure(self, model: Model, requests: Requests) -> Statistics:
+        model.normalize()
+        return collect(model, requests, self.split.fit, threads=self.settings.threads, batch=self.settings.batch)
+
+    def _compare(self, model: Model, most: int | None = None) -> float:
+        recorded = self._recorded(CHOICE_FEEDS if most is None else min(most, CHOICE_FEEDS))
         model.normalize()
         return compare(recorded, Session(model, threads=self.settings.threads)).quality
 
-    @cached_property
-    def _recorded(self) -> RecordedOutputs:
-        """What the original gives on the feeds that choose, as it is deployed."""
-        session = Session(self.reference, threads=self.settings.threads)
-        return RecordedOutputs(session, self.split.select.take(CHOICE_FEEDS))
+    def _holds(self, model: Model) -> bool:
+        """Whether the budgets on quality hold on the feeds that choose; where they can't be judged, they do."""
+        reference = self._recorded(None)
+        model.normalize()
+        candidate = RecordedOutputs(Session(model, threads=self.settings.threads), self.split.select)
+        try:
+            metrics = evaluate_metrics(metric_names(self.budgets), reference, candidate)
+            verdicts = judge(self.budgets, Measured(compare(reference, candidate), metrics))
+        except OnnxoptError:
+            return True
+        return all(verdict.passed for verdict in verdicts)
+
+    def _recorded(self, most: int | None) -> RecordedOutputs:
+        """What the original gives on the feeds that choose, all or the first ones, as it is deployed."""
+        if most not in self._records:
+            session = Session(self.reference, threads=self.settings.threads)
+            feeds = self.split.select if most is None else self.split.select.take(most)
+            self._records[most] = RecordedOutputs(session, feeds)
+        return self._records[most]
 
 
 def evaluate(proto: ModelProto, inputs: dict[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -30,6 +30,10 @@ class Selection:
             return f"not among only={'+'.join(self.only)}"
         return None
 
+    def excludes(self, node: Node) -> bool:
+        """Whether the node was excluded by name, whatever `only` says."""
+        return _matches(node, self.exclude)
+
     def check(self, model: Model, of: str) -> None:
         """Raise UsageError for a name or pattern that no node of the model has; of: the pass that was given it."""
         if not self.only and not self.exclude:

@@ -16,7 +16,7 @@ that costs much accuracy and little time would be lost, weights are unsigned ins
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -40,7 +40,7 @@ from onnxopt.numerics.weights import (
     trouble,
 )
 from onnxopt.passbase import Change, Context, PassResult, Skip
-from onnxopt.quantization import qdq, storage
+from onnxopt.quantization import fallback, qdq, storage
 from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
@@ -71,10 +71,12 @@ class Settings:
     the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
     min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
     feedback: round weights with second moments of their inputs.
-    weights: `s8`, `u8`, or `auto`: s8 but for the layers that `unsigned_weights` names.
+    weights: `s8`, `u8`, or `auto`: s8 but for the layers that `unsigned_weights` names. selection: the layers that may
+    be quantized; what it excludes joins no island and is not stored either. fallback: leave layers float, those that
+    cost the outputs most first, until the budgets on quality hold; aim: or until outputs reach so many dB, 0 for none.
+    sequential_bias: choose biases layer by layer by means measured in the quantized model, where that helps.
     power_of_two: all scales are (fixed point). bits: of weights, activation_bits: what ranges are to need; below 8 of
     fixed point only. per_channel: a scale for each output channel where the target has kernels for them.
-    selection: the nodes that may be touched.
     """
 
     storage: bool = True
@@ -85,11 +87,14 @@ class Settings:
     all_layers: bool = False
     feedback: bool = False
     weights: str = "auto"
+    selection: Selection = field(default_factory=Selection)
+    fallback: bool = True
+    aim: float = 0.0
+    sequential_bias: bool = False
     power_of_two: bool = False
     bits: int = 8
     activation_bits: int = 8
     per_channel: bool = True
-    selection: Selection = field(default_factory=Selection)
 
 
 def requests(model: Model, settings: Settings) -> Requests:
@@ -117,24 +122,77 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     """Quantize the layers that have statistics and pay; store the other weights."""
     before = left_as_quantized(model)
     calibrator, chosen = _choose(model, context, settings)
-    work = _Work(settings, model, context, calibrator)
-    layers = work.without_data() if context.statistics is None else work.quantize(context.statistics)
-    left = len(work.skipped)
-    work.skipped += work.excluded()
-    stored = work.store()
-    work.writer.finish()
+    floats, left = fallback.choose(_Trials(model, context, settings, calibrator))
+    work = _run(model, context, settings, calibrator, floats)
     target = context.target
     done = "on integer kernels" if target.runs_here else "quantized"
-    kernels = f"{layers} layers {done} ({target.name})"
-    notes = [f"{kernels}, {stored} weights stored as int8, {left} layers left float"]
+    kernels = f"{len(work.done)} layers {done} ({target.name})"
+    notes = [f"{kernels}, {work.stored} weights stored as int8, {work.left} layers left float"]
     if context.statistics is None:
         notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
     if not target.measured:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
     if settings.weights == "u8" and not target.unsigned_weights:
         notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
-    notes += [*before, *chosen]
-    return PassResult(work.changes, work.skipped, notes)
+    return PassResult(work.changes, work.skipped, notes + before + chosen + left + work.remarks)
+
+
+def _run(model: Model, context: Context, settings: Settings, calibrator: str, floats: Mapping[Variable, str]) -> _Work:
+    """Quantize a model in place. floats: outputs of layers that stay float -> why."""
+    work = _Work(settings, model, context, calibrator, floats)
+    if context.statistics is None:
+        work.without_data()
+    else:
+        work.quantize(context.statistics)
+    work.left = len(work.skipped)
+    work.skipped += work.excluded()
+    work.store()
+    work.writer.finish()
+    if settings.sequential_bias and context.measure is not None:
+        work.correct_in_order(context)
+    return work
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Candidates of one model for `fallback.choose`."""
+
+    model: Model
+    context: Context
+    settings: Settings
+    calibrator: str
+
+    @property
+    def layers(self) -> list[tuple[Variable, str]]:
+        """(output of the node, name) of the layers that quantization takes."""
+        work = self._tried({}, self.settings)[1]
+        names = {label(node): node for node in work.done}
+        outputs = {label(node): node.outputs[0] for body in self.model.bodies() for node in body.nodes if node.outputs}
+        return [(outputs[name], name) for name in names]
+
+    def made(self, floats: Mapping[Variable, str]) -> Model:
+        """The quantized model with these layers float."""
+        return self._tried(floats, self.settings)[0]
+
+    def alone(self, output: Variable) -> Model:
+        """The model with nothing quantized but one layer."""
+        layer = output.inputs[0]
+        alone = replace(
+            self.settings,
+            selection=Selection(only=(label(layer),)),
+            islands=False,
+            storage=False,
+            all_layers=True,
+            sequential_bias=False,
+        )
+        return self._tried({}, alone)[0]
+
+    def _tried(self, floats: Mapping[Variable, str], settings: Settings) -> tuple[Model, _Work]:
+        clone = self.model.clone()
+        statistics = self.context.statistics
+        context = replace(self.context, statistics=statistics and statistics.moved(clone.tensors))
+        there = {clone.tensors[id(output)]: reason for output, reason in floats.items()}
+        return clone.model, _run(clone.model, context, settings, self.calibrator, there)
 
 
 def _choose(model: Model, context: Context, settings: Settings) -> tuple[str, list[str]]:
@@ -144,14 +202,7 @@ def _choose(model: Model, context: Context, settings: Settings) -> tuple[str, li
         return names[0], []
     if context.compare is None:
         return names[0], [f"nothing to compare calibrators on: {names[0]}, the first, was used"]
-    scores: dict[str, float] = {}
-    for name in names:
-        clone = model.clone()
-        trial = _Work(settings, clone.model, context, name)
-        trial.quantize(context.statistics.moved(clone.tensors))
-        trial.store()
-        trial.writer.finish()
-        scores[name] = context.compare(clone.model)
+    scores = {name: context.compare(_Trials(model, context, settings, name).made({})) for name in names}
     best = choose(scores)
     others = ", ".join(f"{name} {score:.1f}" for name, score in scores.items() if name != best)
     return best, [f"ranges by {best}: {scores[best]:.1f} dB at the outputs; {others}"]
@@ -164,12 +215,28 @@ def _by_body(model: Model, layers: list[Layer]) -> list[tuple[Graph, list[Layer]
     return [(body, groups[body]) for body in model.bodies() if body in groups]
 
 
+@dataclass(frozen=True, eq=False)
+class _Bias:
+    """A bias as written: its codes for products of `scale` and the weight's; mean: E of the layer's output in float."""
+
+    layer: Layer
+    codes: Constant
+    weight: LayerWeight
+    scale: npt.NDArray[np.float32]
+    mean: FloatArray | None
+
+
 class _Work:
     """One run of the pass over one model."""
 
-    def __init__(self, options: Settings, model: Model, context: Context, calibrator: str) -> None:
+    def __init__(
+        self, options: Settings, model: Model, context: Context, calibrator: str, floats: Mapping[Variable, str]
+    ) -> None:
         self.options, self.model, self.target = options, model, context.target
-        self.calibrator = calibrator
+        self.calibrator, self.floats = calibrator, floats
+        self.left = self.stored = 0
+        self.biases: list[_Bias] = []
+        self.remarks: list[str] = []
         self.ranges: dict[Variable, tuple[float, float]] = {}
         self.outputs = shared_tensors(model)
         self.writer = QdqWriter(model)
@@ -180,21 +247,22 @@ class _Work:
         self.coded: dict[tuple[int, tuple[int, ...]], tuple[Constant, FloatArray]] = {}  # as `WeightStore` takes it
         self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
 
-    def without_data(self) -> int:
+    def without_data(self) -> None:
         """Every layer stays float."""
         for found in find_layers(self.model):
             node, reason = (found.node, "no real inputs") if isinstance(found, Layer) else found
             self.skipped.append(Skip(label(node), reason))
-        return 0
 
     def excluded(self) -> list[Skip]:
         """The operators other than layers whose weight is not to be stored."""
         named = {skip.node for skip in self.skipped}
-        nodes = {found.node: self.options.selection.refuses(found.node) for found in storage.find_stored(self.model)}
-        return [Skip(label(node), why) for node, why in nodes.items() if why is not None and label(node) not in named]
+        selection = self.options.selection
+        nodes = {found.node for found in storage.find_stored(self.model) if selection.excludes(found.node)}
+        reasons = {label(node): selection.refuses(node) for node in nodes}
+        return [Skip(name, why) for name, why in sorted(reasons.items()) if why is not None and name not in named]
 
-    def quantize(self, statistics: Statistics) -> int:
-        """Write the integer form of every body; returns the number of layers that got it."""
+    def quantize(self, statistics: Statistics) -> None:
+        """Write the integer form of every body."""
         self.statistics = self.measured = statistics
         self.ranges = calibrated_ranges(statistics, statistics.ranged(), self.calibrator)
         plans = [
@@ -212,7 +280,6 @@ class _Work:
                 self.writer.connect(tensor, body, island, params[tensor])
             for layer in island.layers:
                 self._bound_codes(layer, params)
-        return len(self.done)
 
     def _candidates(self) -> list[Layer]:
         """Layers with everything known that an integer kernel needs; the others are skipped with the reason."""
@@ -222,7 +289,7 @@ class _Work:
             if isinstance(found, Layer):
                 self.layers[found.node] = found
                 node, layer = found.node, self._without_uncovered_clip(found)
-                reason = self._unfit(layer, logarithmic)
+                reason = self._unwanted(node) or self._unfit(layer, logarithmic)
                 if reason is None:
                     layers.append(layer)
                     continue
@@ -230,6 +297,9 @@ class _Work:
                 node, reason = found
             self.skipped.append(Skip(label(node), reason))
         return layers
+
+    def _unwanted(self, node: Node) -> str | None:
+        return self.options.selection.refuses(node) or self.floats.get(node.outputs[0])
 
     def _without_uncovered_clip(self, layer: Layer) -> Layer:
         """A Clip is implied only by codes that lie within its bounds; any other Clip stays, behind the codes.
@@ -248,9 +318,6 @@ class _Work:
         return layer if within(params, layer.absorbed) else replace(layer, absorbed=None)
 
     def _unfit(self, layer: Layer, logarithmic: set[Node]) -> str | None:
-        refused = self.options.selection.refuses(layer.node)
-        if refused is not None:
-            return refused
         if self.model.opset < 13:
             return f"operator set {self.model.opset} has no scales per channel; 13 has"
         if layer.node in logarithmic:
@@ -302,7 +369,8 @@ class _Work:
     def _plan(self, body: Graph, layers: list[Layer], skipped: list[Skip]) -> Islands:
         def known(tensor: Variable) -> bool:
             found = self.statistics.range(tensor)
-            return found is not None and _representable(found)
+            excluded = any(self.options.selection.excludes(node) for node in tensor.inputs)
+            return found is not None and _representable(found) and not excluded
 
         left_float = qdq.LEFT_FLOAT | self.target.float_operators
         if not self.options.all_layers:
@@ -418,11 +486,14 @@ class _Work:
         self.changes.append(Change("quantized", layer.name, detail))
         self.changes += [Change("absorbed", label(node), f"into {layer.name}") for node in layer.taken_in()]
         values, bias = layer.parameters()
+        exact = bias
         bias = self._corrected(layer, values, bias, found)
         restored = self.writer.dequantize(layer.body, codes, scales, zeros, layer.layout.axis)
         self.writer.set_input(layer.node, 1, restored, layer.body)
         scale = params[layer.activation].scale
-        self.writer.replace_chain(layer, None if bias is None else _bias_codes(bias, scale, found))
+        constant = self.writer.replace_chain(layer, None if bias is None else _bias_codes(bias, scale, found))
+        if constant is not None and layer.body is self.model.graph:
+            self.biases.append(_Bias(layer, constant, found, scale, self._mean_output(layer, values, exact)))
         self.done.add(layer.node)
         follower = layer.follower(self.outputs)
         if self.target.integer_kernels and follower is not None and follower.op in ("Relu", "Clip") and not coded:
@@ -456,6 +527,46 @@ class _Work:
         error = mean_output_error(values, rounded, layer.layout, int(layer.node.attrs.get("group", 1)), mean)
         return np.asarray((0.0 if bias is None else bias) - error, np.float32)
 
+    def _mean_output(self, layer: Layer, values: FloatArray, bias: FloatArray | None) -> FloatArray | None:
+        """E[W x + b] per channel in the float model; None where the mean of x is not known."""
+        mean = self.statistics.channel_mean(layer.activation, channel_axis(layer.node))
+        if mean is None:
+            return None
+        group = int(layer.node.attrs.get("group", 1))
+        product = mean_output_error(np.zeros_like(values), values, layer.layout, group, mean)
+        return np.asarray(product + (0.0 if bias is None else bias), np.float32)
+
+    def correct_in_order(self, context: Context) -> None:
+        """Choose every bias anew so that the mean of its layer's output is what it is in the float model.
+
+        Layer after layer, by the mean that its input has in the quantized model as it is by then: one run over the
+        feeds each. Kept where the outputs come closer to the reference's. (Full bias correction: Nagel et al. 2019,
+        arXiv 1906.04721, section 4.2, empirical; all layers at once overshoot, each counting the errors of the others.)
+        """
+        assert context.measure is not None
+        before = [each.codes.values for each in self.biases]
+        score = context.compare(self.model) if context.compare is not None else None
+        places = {node: at for at, node in enumerate(self.model.graph.nodes)}
+        for done, each in enumerate(sorted(self.biases, key=lambda each: places[each.layer.node])):
+            context.progress(done, len(self.biases))
+            self._correct_measured(each, context.measure)
+        if score is not None and context.compare is not None and context.compare(self.model) < score:
+            for each, codes in zip(self.biases, before, strict=True):
+                each.codes.values = codes
+            self.remarks.append(
+                "biases chosen layer by layer brought the outputs no closer: they were left as they were"
+            )
+
+    def _correct_measured(self, each: _Bias, measure: Callable[[Model, Requests], Statistics]) -> None:
+        node, layout = each.layer.node, each.layer.layout
+        tensor, axis = node.inputs[0], channel_axis(node)
+        mean = measure(self.model, Requests(channel_means=((tensor, axis),))).channel_mean(tensor, axis)
+        if mean is None or each.mean is None:
+            return
+        rounded = each.weight.values(layout.axis)
+        product = mean_output_error(np.zeros_like(rounded), rounded, layout, int(node.attrs.get("group", 1)), mean)
+        each.codes.values = _bias_codes(np.asarray(each.mean - product, np.float32), each.scale, each.weight)[0]
+
     def _write_node(self, node: Node, body: Graph) -> None:
         for at, tensor in enumerate(node.inputs):
             row = qdq.island_row(node)
@@ -466,11 +577,12 @@ class _Work:
 
     def _stored(self) -> list[Stored]:
         """The weights that may be stored as int8."""
-        refuses = self.options.selection.refuses
-        return [found for found in storage.find_stored(self.model) if refuses(found.node) is None]
+        alone = {node for node in self.layers if node.outputs and node.outputs[0] in self.floats}
+        wanted = [found for found in storage.find_stored(self.model) if found.node not in alone]
+        return [found for found in wanted if not self.options.selection.excludes(found.node)]
 
-    def store(self) -> int:
-        """Int8 codes for float weights that pay for it, and for those the runtime would round worse; how many."""
+    def store(self) -> None:
+        """Int8 codes for float weights that pay for it, and for those the runtime would round worse."""
         storing = Storing(
             form=INTEGER[self.options.bits],
             memory=not self.target.folds,
@@ -490,7 +602,7 @@ class _Work:
             self.skipped,
         )
         store.run(self._stored())
-        return store.stored
+        self.stored = store.stored
 
 
 def unsigned_weights(gains: dict[Key, tuple[float, float]], target: Target, weights: str) -> list[Key]:

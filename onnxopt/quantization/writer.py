@@ -54,6 +54,19 @@ class QdqWriter:
         self._touched[id(body)] = body
         return output
 
+    def variable(self, base: str, like: Variable, dtype: np.dtype[np.generic]) -> Variable:
+        """A new tensor with the shape of `like`, called `base` or nearly so, for a node to make."""
+        return Variable(self._names.tensor(base), dtype, like.shape)
+
+    def make(
+        self, body: Graph, op: str, inputs: Sequence[Variable | Constant], output: Variable, **attrs: object
+    ) -> None:
+        """A new node at the end of `body` that makes the present tensor `output`."""
+        node = Node(op=op, name=self._names.node(f"{output.name}_{op}"), attrs=attrs)
+        node.inputs, node.outputs = list(inputs), [output]
+        body.nodes.append(node)
+        self._touched[id(body)] = body
+
     def pair(self, tensor: Variable, body: Graph, params: QParams) -> Variable:
         """`tensor` through QuantizeLinear and DequantizeLinear in `body`: one pair per tensor and body."""
         key = (id(tensor), id(body))
@@ -150,7 +163,7 @@ class QdqWriter:
         node.inputs[at] = tensor
         self._touched[id(body)] = body
 
-    def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> None:
+    def replace_chain(self, layer: Layer, bias: tuple[AnyArray, FloatArray] | None) -> Constant | None:
         """Let the layer's node make `layer.raw` from `layer.activation` itself: a Pad before and the chain behind go.
 
         bias: its int32 codes and their scales, one a channel or 0-d; or None.
@@ -165,7 +178,7 @@ class QdqWriter:
             self.remove(follower, body)
         if bias is None:
             node.outputs = [layer.raw]
-            return
+            return None
         codes = self.constant(f"{layer.weight.name}_bias_codes", bias[0])
         scales = self.constant(f"{layer.weight.name}_bias_scale", bias[1])
         zeros = self.constant(f"{layer.weight.name}_bias_zero_point", np.zeros(scales.shape, np.int32))
@@ -173,12 +186,13 @@ class QdqWriter:
         if node.op != "MatMul":
             self.set_input(node, 2, restored, body)
             node.outputs = [layer.raw]
-            return
+            return codes
         if node.outputs[0] is layer.raw:
             node.outputs = [Variable(self._names.tensor(f"{layer.raw.name}_product"))]
         add = Node(op="Add", name=self._names.node(f"{layer.raw.name}_Add"))
         add.inputs, add.outputs = [node.outputs[0], restored], [layer.raw]
         body.nodes.append(add)
+        return codes
 
     def connect(self, tensor: Variable, body: Graph, island: Islands, params: QParams) -> None:
         """Put Q and DQ on `tensor`, for the readers that take codes; for all where an integer kernel produces it."""
