@@ -23,7 +23,7 @@ STEPS = 1
 
 @dataclass(frozen=True)
 class Part:
-    """What leads to the codes `output` from the tensors `inputs`: codes, or inputs of the model."""
+    """What leads to the tensor `output` from the tensors `inputs`: codes, or inputs of the model."""
 
     nodes: list[NodeProto]
     inputs: list[str]
@@ -55,7 +55,7 @@ def differences(proto: ModelProto, feed: dict[str, Array]) -> dict[str, int]:
     found = {}
     for part in parts:
         given = {name: values[name] for name in part.inputs}
-        codes = Session(_model(proto, part, given).SerializeToString()).run(given)[part.output]
+        codes = Session(part_model(proto, part, given).SerializeToString()).run(given)[part.output]
         apart = np.abs(codes.astype(np.int64) - values[part.output].astype(np.int64))
         found[part.output] = int(apart.max(initial=0))
     return found
@@ -63,23 +63,31 @@ def differences(proto: ModelProto, feed: dict[str, Array]) -> dict[str, int]:
 
 def parts_of(proto: ModelProto) -> Iterator[Part]:
     """One part for each QuantizeLinear of the main graph that does not only convert an input of the model."""
+    given = {port.name for port in proto.graph.input}
+    for node in proto.graph.node:
+        if node.op_type == "QuantizeLinear":
+            part = part_of(proto, node.output[0])
+            if set(part.inputs) - given:
+                yield part
+
+
+def part_of(proto: ModelProto, output: str) -> Part:
+    """The part of the main graph that leads to one of its tensors, `output`."""
     nodes = list(proto.graph.node)
     makers = {name: at for at, node in enumerate(nodes) for name in node.output if name}
-    codes = {node.output[0] for node in nodes if node.op_type == "QuantizeLinear"}
-    given = {port.name for port in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
-    for at, node in enumerate(nodes):
-        if node.op_type != "QuantizeLinear":
-            continue
-        mine, inputs, todo = {at}, set(), _read(node)
-        while todo:
-            name = todo.pop()
-            if name in codes or name in given:
-                inputs.add(name)
-            elif name in makers and makers[name] not in mine:
-                mine.add(makers[name])
-                todo |= _read(nodes[makers[name]])
-        if inputs & codes:
-            yield Part([nodes[number] for number in sorted(mine)], sorted(inputs), node.output[0])
+    ends = {node.output[0] for node in nodes if node.op_type == "QuantizeLinear"}
+    ends |= {port.name for port in proto.graph.input} - {tensor.name for tensor in proto.graph.initializer}
+    mine = {makers[output]}
+    inputs: set[str] = set()
+    todo = _read(nodes[makers[output]])
+    while todo:
+        name = todo.pop()
+        if name in ends:
+            inputs.add(name)
+        elif name in makers and makers[name] not in mine:
+            mine.add(makers[name])
+            todo |= _read(nodes[makers[name]])
+    return Part([nodes[number] for number in sorted(mine)], sorted(inputs), output)
 
 
 def _read(node: NodeProto) -> set[str]:
@@ -92,7 +100,8 @@ def _read(node: NodeProto) -> set[str]:
     return found
 
 
-def _model(proto: ModelProto, part: Part, given: dict[str, Array]) -> ModelProto:
+def part_model(proto: ModelProto, part: Part, given: dict[str, Array]) -> ModelProto:
+    """The part as a model; given: values of its inputs, from which it takes their types and shapes."""
     wanted = {name for node in part.nodes for name in _read(node)}
     ports = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)

@@ -131,16 +131,18 @@ def channel_maximum(weight: npt.NDArray[np.floating], axis: int) -> npt.NDArray[
     return np.asarray(np.abs(weight).max(axis=others, initial=0.0), np.float64)
 
 
-def weight_scales(maximum: npt.NDArray[np.float64]) -> FloatArray:
-    """Symmetric scales, one a channel, from max |w|: maximum / 127; a channel of zeros gets 1."""
-    scales = np.where(maximum > 0, maximum / WEIGHT_LIMIT, 1.0)
+def weight_scales(maximum: npt.NDArray[np.float64], limit: int = WEIGHT_LIMIT) -> FloatArray:
+    """Symmetric scales, one a channel, that put max |w| at code `limit`; a channel of zeros gets 1."""
+    scales = np.where(maximum > 0, maximum / limit, 1.0)
     return np.maximum(scales, SMALLEST_SCALE).astype(np.float32)
 
 
-def quantize_weight(weight: npt.NDArray[np.floating], scales: FloatArray, axis: int) -> CodeArray:
-    """Symmetric int8 codes in [-127, 127], one scale per index of `axis`; shape of `weight`."""
+def quantize_weight(
+    weight: npt.NDArray[np.floating], scales: FloatArray, axis: int, limit: int = WEIGHT_LIMIT
+) -> CodeArray:
+    """Symmetric int8 codes in [-limit, limit], one scale per index of `axis`; shape of `weight`."""
     codes = np.rint(np.asarray(weight, np.float32) / along(scales, axis, weight.ndim))
-    return np.asarray(np.clip(codes, -WEIGHT_LIMIT, WEIGHT_LIMIT), np.int8)
+    return np.asarray(np.clip(codes, -limit, limit), np.int8)
 
 
 def unsigned(codes: CodeArray) -> npt.NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.numerics.affine import SMALLEST_SCALE, FloatArray
+from onnxopt.numerics.powers import next_power_of_two
 
 Array = npt.NDArray[np.generic]
 
@@ -36,6 +37,9 @@ class Format:
 
 
 INT8 = Format("int8", np.dtype(np.int8), 127.0, 8, 13, 4)
+# few bits in bytes of their own
+INTEGER = {bits: Format(f"int{bits}", np.dtype(np.int8), 2.0 ** (bits - 1) - 1, bits, 13, 4) for bits in range(2, 8)}
+INTEGER[8] = INT8
 FLOAT8_E4M3 = Format("float8 (e4m3)", np.dtype(ml_dtypes.float8_e4m3fn), 448.0, 8, 19, 9)
 FLOAT8_E5M2 = Format("float8 (e5m2)", np.dtype(ml_dtypes.float8_e5m2), 57344.0, 8, 19, 9)
 FLOAT8 = {"e4m3": FLOAT8_E4M3, "e5m2": FLOAT8_E5M2}
@@ -49,5 +53,5 @@ def scales_for(maximum: npt.NDArray[np.floating], form: Format, power_of_two: bo
     wide = np.asarray(maximum, np.float64)
     scales = np.where(wide > 0, np.maximum(wide / form.largest, float(SMALLEST_SCALE)), 1.0)
     if power_of_two:
-        scales = np.exp2(np.ceil(np.log2(scales) - 1e-12))
+        scales = next_power_of_two(scales)
     return scales.astype(np.float32)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.numerics import affine
+from onnxopt.numerics import affine, fixed_point
 from onnxopt.numerics.affine import CodeArray, FloatArray
 from onnxopt.numerics.blocks import Levels, Scaling, Wide, feedback_round, output_error
 from onnxopt.numerics.formats import INT8, Format, scales_for
@@ -30,7 +30,8 @@ class LayerWeight:
 
     growth: mean factor by which scales exceed max |w| / 127. largest_pair: largest same-sign sum of two codes that the
     kernel adds in 16 bits; up to 128 no input saturates. unsigned: the codes are to be stored as uint8 around 128, for
-    kernels that add in 32 bits. per_tensor: all scales are equal and to be stored as one.
+    kernels that add in 32 bits. per_tensor: all scales are equal and to be stored as one. bits: the codes have, in
+    bytes of their own.
     """
 
     codes: CodeArray
@@ -39,6 +40,12 @@ class LayerWeight:
     largest_pair: int
     unsigned: bool = False
     per_tensor: bool = False
+    bits: int = 8
+
+    @property
+    def limit(self) -> int:
+        """Magnitude of the largest code: 2^(bits - 1) - 1."""
+        return _limit(self.bits)
 
     @property
     def stored_codes(self) -> npt.NDArray[np.int8] | npt.NDArray[np.uint8]:
@@ -80,24 +87,36 @@ def quantize_layer_weight(
     bounded: bool,
     biases: Sequence[tuple[FloatArray, npt.NDArray[np.float32]]] = (),
     per_tensor: bool = False,
+    bits: int = 8,
+    power_of_two: bool = False,
 ) -> LayerWeight:
-    """Symmetric codes of `weight`, a scale per channel or one for all.
+    """Symmetric codes of `weight`, a scale per channel or one for all; of `bits` bits, as int8.
 
     bounded: raise scales until no pair of codes can saturate for activation codes 0..255 (`saturation`). biases: every
-    (bias [channels], input scale) that must fit int32 in the product scale.
+    (bias [channels], input scale) that must fit int32 in the product scale. power_of_two: all scales are; each is the
+    one of smallest squared error, what that clips included.
     """
+    limit, bounded = _limit(bits), bounded and bits == 8  # a pair of fewer bits can't saturate
     maximum = affine.channel_maximum(weight, layout.axis)
     if per_tensor:
         maximum = np.full_like(maximum, maximum.max(initial=0.0))
-    plain = affine.weight_scales(maximum)
+    plain = affine.weight_scales(maximum, limit)
     scales = pair_bound_scales(weight, layout, maximum) if bounded else plain
+    least = np.zeros_like(scales)
     for bias, input_scale in biases:
-        scales = affine.scales_for_bias(scales, bias, input_scale)
-    if per_tensor:
+        least = affine.scales_for_bias(least, bias, input_scale)
+    scales = np.maximum(scales, least)
+    if power_of_two:
+        scales = fixed_point.weight_scales(weight, layout, scales, least, limit, bounded, per_tensor)
+    elif per_tensor:
         scales = np.full_like(scales, scales.max(initial=0.0))
-    codes = affine.quantize_weight(weight, scales, layout.axis)
+    codes = affine.quantize_weight(weight, scales, layout.axis, limit)
     largest = int(max_pair_sum(codes, layout).max(initial=0))
-    return LayerWeight(codes, scales, float((scales / plain).mean()), largest, per_tensor=per_tensor)
+    return LayerWeight(codes, scales, float((scales / plain).mean()), largest, per_tensor=per_tensor, bits=bits)
+
+
+def _limit(bits: int) -> int:
+    return int(2 ** (bits - 1) - 1)
 
 
 def lost_decibels(weight: FloatArray, bounded: LayerWeight, free: LayerWeight, layout: Layout) -> float:
@@ -115,10 +134,11 @@ def fed_back(
     seconds: E[x x^T] of each group, inputs in the order of the weight's own axes (`blocks.feedback_round`). bounded: as
     in `quantize_layer_weight`. A group whose error would not fall keeps its codes.
     """
-    order, limit = gram_order(weight, layout), pair_limit(255) if bounded else None
+    order = gram_order(weight, layout)
+    limit = pair_limit(255) if bounded and nearest.bits == 8 else None
     ordered = np.asarray(kernel_order(weight, layout), np.float64)
     before = np.asarray(kernel_order(nearest.codes, layout), np.int8)
-    scaling, codes = Scaling(Levels(-affine.WEIGHT_LIMIT, affine.WEIGHT_LIMIT)), np.array(before)
+    scaling, codes = Scaling(Levels(-nearest.limit, nearest.limit)), np.array(before)
     each = len(ordered) // len(seconds)
     for group, second in enumerate(seconds):
         rows = slice(group * each, (group + 1) * each)

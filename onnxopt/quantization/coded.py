@@ -18,7 +18,7 @@ from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
 from onnxopt.quantization.layers import layout_of
-from onnxopt.quantization.storage import between_codes
+from onnxopt.quantization.storage import MOVERS, between_codes, from_codes
 
 # Operators with the work of a layer on floats: the positions of their activation and of their weights.
 FLOAT_LAYERS: dict[str, tuple[int, tuple[int, ...]]] = {
@@ -36,12 +36,8 @@ INTEGER_LAYERS: dict[str, tuple[int, int, int] | None] = {
     **dict.fromkeys(("QAttention", "QEmbedLayerNormalization", "QLinearConvTranspose")),
 }
 _TABLES = ("Gather",)
-# Operators that hand on values as they are, also where the runtime puts them.
-_MOVERS = frozenset(
-    {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "ReorderInput", "ReorderOutput"}
-)
-# ... and those that unpack stored codes
-_UNPACKERS = _MOVERS | {"Cast", "Gather", "Slice"}
+# Operators that hand on values as they are, and those that unpack stored codes.
+_UNPACKERS = MOVERS | {"Cast", "Gather", "Slice"}
 
 
 class Form(Enum):
@@ -120,6 +116,17 @@ def coded_layers(model: Model) -> Iterator[CodedLayer]:
             yield from (layer for node in body.nodes if (layer := _layer(node, body)) is not None)
 
 
+def left_as_quantized(model: Model) -> list[str]:
+    """What a pass says of the layers that were quantized before it, which it leaves as they are: a note, or none."""
+    layers = {layer.node for layer in coded_layers(model)}
+    for body in model.bodies():
+        for node in body.nodes:
+            _, weights = FLOAT_LAYERS.get(node.op, (0, (0,) if node.op in _TABLES else ()))
+            if any(at < len(node.inputs) and from_codes(node.inputs[at]) for at in weights):
+                layers.add(node)
+    return [f"already quantized: {len(layers)} nodes left as they are"] if layers else []
+
+
 def _layer(node: Node, body: Graph) -> CodedLayer | None:
     if node.op in INTEGER_LAYERS:
         return CodedLayer(node, body, Form.KERNEL, *_read_codes(node))
@@ -153,7 +160,7 @@ def decoded(tensor: Variable | Constant) -> Codes | None:
     """The codes behind a tensor that a DequantizeLinear made, also where nodes that only move values stand between."""
     names: set[str] = set()
     producer = _producer(tensor)
-    while producer is not None and producer.op in _MOVERS:
+    while producer is not None and producer.op in MOVERS:
         tensor = producer.inputs[0]
         producer = _producer(tensor)
     if producer is None or producer.op != "DequantizeLinear":

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import numpy as np
+from collections.abc import Callable, Sequence
 
 from onnxopt.model import Constant, Node, Variable
-from onnxopt.numerics.affine import QParams, activation_qparams
+from onnxopt.numerics.affine import QParams
 from onnxopt.quantization import qdq
 from onnxopt.quantization.islands import Islands
 
 Bounds = Callable[[Variable], tuple[float, float]]
+# The format of tensors that share one: the tensors, and the lowest and highest of their bounds.
+Formats = Callable[[Sequence[Variable], float, float], QParams]
 
 
-def shared_params(
-    island: Islands, bounds: Bounds, dtype: np.dtype[np.generic], symmetric: bool = False
-) -> dict[Variable, QParams]:
+def shared_params(island: Islands, bounds: Bounds, formats: Formats) -> dict[Variable, QParams]:
     """Format of each tensor of an island, from its (minimum, maximum).
 
     Tensors between which codes are moved as they are (role PASS) get one format, that of their joint range: the runtime
@@ -35,13 +33,14 @@ def shared_params(
         if row is not None and row.role is qdq.Role.PASS:
             for output in leaving:
                 leader[find(output)] = find(node.inputs[0])
-    joint: dict[Variable, tuple[float, float]] = {}
+    groups: dict[Variable, list[Variable]] = {}
     for tensor in island.codes:
-        low, high = bounds(tensor)
-        before = joint.get(find(tensor), (low, high))
-        joint[find(tensor)] = (min(low, before[0]), max(high, before[1]))
-    formats = {head: activation_qparams(low, high, dtype, symmetric) for head, (low, high) in joint.items()}
-    return {tensor: formats[find(tensor)] for tensor in island.codes}
+        groups.setdefault(find(tensor), []).append(tensor)
+    params: dict[Variable, QParams] = {}
+    for group in groups.values():
+        low, high = zip(*(bounds(tensor) for tensor in group), strict=True)
+        params |= dict.fromkeys(group, formats(group, min(low), max(high)))
+    return {tensor: params[tensor] for tensor in island.codes}
 
 
 def within(params: QParams, clip: Node) -> bool:

@@ -44,6 +44,7 @@ from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import LayerWeight, quantize_layer_weight, trouble
 from onnxopt.passbase import Change, PassResult, Skip
 from onnxopt.quantization import qdq, storage
+from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.layers import layout_of, only_consumer, shared_tensors, unfit_weight
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.writer import FLOAT, QdqWriter
@@ -63,12 +64,6 @@ _NO_KERNEL = {
     "RNN": "the runtime has no integer RNN",
 }
 _LAYERS = frozenset({"MatMul", "Gemm", "LSTM", *_NO_KERNEL})
-_ON_INTEGERS = frozenset(
-    {
-        *("ConvInteger", "MatMulInteger", "QLinearConv", "QLinearMatMul"),
-        *("DynamicQuantizeLSTM", "DynamicQuantizeMatMul", "MatMulIntegerToFloat", "MatMulNBits", "QGemm"),
-    }
-)
 _LSTM_ATTRIBUTES = frozenset(
     {"activation_alpha", "activation_beta", "activations", "clip", "direction", "hidden_size", "input_forget"}
 )
@@ -149,14 +144,12 @@ class _Work:
         self.skipped: list[Skip] = []
         self.written: dict[tuple[object, ...], _Written] = {}
         self.sharers: dict[tuple[Variable, Graph], int] = {}
-        self.already = sum(node.op in _ON_INTEGERS for body in model.bodies() for node in body.nodes)
+        self.already = left_as_quantized(model)
 
     def notes(self, count: int) -> list[str]:
         """What the reader of the report should know."""
-        found = [f"{count} layers on dynamic integer kernels ({self.target.name}), {len(self.skipped)} left float"]
-        if self.already:
-            found.append(f"{self.already} nodes compute on integers already and were left as they are")
-        return found
+        kernels = f"{count} layers on dynamic integer kernels ({self.target.name})"
+        return [f"{kernels}, {len(self.skipped)} left float", *self.already]
 
     # which layers
 
@@ -200,7 +193,7 @@ class _Work:
     def _unfit(self, node: Node, body: Graph) -> str | None:
         if body.function is not None:
             return "it is in a local function, which several callers share"
-        if any(_dequantized(tensor) for tensor in node.inputs[:2]):
+        if any(storage.from_codes(tensor) for tensor in node.inputs[:2]):
             return "it is quantized already"
         if node.op in _NO_KERNEL:
             return _NO_KERNEL[node.op]
@@ -338,10 +331,6 @@ def _bias(node: Node) -> Variable | Constant | None:
     """What a Gemm adds."""
     found: Variable | Constant | None = node.inputs[2] if len(node.inputs) > 2 else None
     return None if found is None or found.is_empty() else found
-
-
-def _dequantized(tensor: object) -> bool:
-    return isinstance(tensor, Variable) and bool(tensor.inputs) and tensor.inputs[0].op == "DequantizeLinear"
 
 
 def _unfit_lstm(node: Node) -> str | None:

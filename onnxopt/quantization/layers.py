@@ -18,6 +18,7 @@ from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import trouble
 from onnxopt.quantization import qdq
+from onnxopt.quantization.storage import from_codes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -148,6 +149,8 @@ def unfit_weight(node: Node, body: Graph) -> str | None:
     if body.function is not None:
         return "it is in a local function, which several callers share"
     activation, weight = node.inputs[0], node.inputs[1]
+    if from_codes(activation) or from_codes(weight):
+        return "it is quantized already"
     if not isinstance(weight, Constant):
         return "its weight is not a constant"
     if isinstance(activation, Constant):

@@ -16,8 +16,9 @@ that costs much accuracy and little time would be lost, weights are unsigned ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -25,8 +26,11 @@ import numpy.typing as npt
 from onnxopt.calibration import Range, Requests, Statistics, calibrated_ranges, calibration_requests, choose
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
-from onnxopt.numerics import affine
+from onnxopt.numerics import affine, fixed_point
 from onnxopt.numerics.affine import QParams
+from onnxopt.numerics.fixed_point import q_formats
+from onnxopt.numerics.formats import INTEGER
+from onnxopt.numerics.histogram import Histogram
 from onnxopt.numerics.weights import (
     LayerWeight,
     fed_back,
@@ -37,12 +41,14 @@ from onnxopt.numerics.weights import (
 )
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import balance, fallback, qdq, storage
+from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
 from onnxopt.quantization.selection import Selection
+from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_store import Storing, WeightStore
 from onnxopt.quantization.writer import QdqWriter
 from onnxopt.target import Target
@@ -70,6 +76,8 @@ class Settings:
     cost the outputs most first, until the budgets on quality hold; aim: or until outputs reach so many dB, 0 for none.
     smooth: move outliers of the inputs of MatMul and Gemm into their weights (`balance`).
     sequential_bias: choose biases layer by layer by means measured in the quantized model, where that helps.
+    power_of_two: all scales are (fixed point). bits: of weights, activation_bits: what ranges are to need; below 8 of
+    fixed point only. per_channel: a scale for each output channel where the target has kernels for them.
     """
 
     storage: bool = True
@@ -85,6 +93,10 @@ class Settings:
     aim: float = 0.0
     sequential_bias: bool = False
     smooth: bool = True
+    power_of_two: bool = False
+    bits: int = 8
+    activation_bits: int = 8
+    per_channel: bool = True
 
 
 def requests(model: Model, settings: Settings) -> Requests:
@@ -103,13 +115,15 @@ def requests(model: Model, settings: Settings) -> Requests:
         if settings.correct_bias and layer.body is model.graph
     ]
     grams = affordable([layer.node for layer in layers if layer.body is model.graph]) if settings.feedback else []
-    return calibration_requests(tensors, settings.calibrators) | Requests(
-        channel_means=tuple(means), grams=tuple(grams)
-    )
+    more = Requests(channel_means=tuple(means), grams=tuple(grams))
+    if settings.smooth:
+        more |= balance.smooth_requests(model)
+    return calibration_requests(tensors, settings.calibrators) | more
 
 
 def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     """Quantize the layers that have statistics and pay; store the other weights."""
+    before = left_as_quantized(model)
     smoothed: list[Change] = []
     if settings.smooth and context.statistics is not None:
         context, smoothed = _smoothed(model, context, settings)
@@ -126,7 +140,7 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
     if settings.weights == "u8" and not target.unsigned_weights:
         notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
-    return PassResult(smoothed + work.changes, work.skipped, notes + chosen + left + work.remarks)
+    return PassResult(smoothed + work.changes, work.skipped, notes + before + chosen + left + work.remarks)
 
 
 def _smoothed(model: Model, context: Context, settings: Settings) -> tuple[Context, list[Change]]:
@@ -148,6 +162,7 @@ def _run(model: Model, context: Context, settings: Settings, calibrator: str, fl
     else:
         work.quantize(context.statistics)
     work.left = len(work.skipped)
+    work.skipped += work.excluded()
     work.store()
     work.writer.finish()
     if settings.sequential_bias and context.measure is not None:
@@ -246,6 +261,7 @@ class _Work:
         self.skipped: list[Skip] = []
         self.measured: Statistics | None = None
         self.done: set[Node] = set()
+        self.coded: dict[tuple[int, tuple[int, ...]], tuple[Constant, FloatArray]] = {}  # as `WeightStore` takes it
         self.layers: dict[Node, Layer] = {}  # all that are layers in kind and form, while there are statistics
 
     def without_data(self) -> None:
@@ -253,6 +269,14 @@ class _Work:
         for found in find_layers(self.model):
             node, reason = (found.node, "no real inputs") if isinstance(found, Layer) else found
             self.skipped.append(Skip(label(node), reason))
+
+    def excluded(self) -> list[Skip]:
+        """The operators other than layers whose weight is not to be stored."""
+        named = {skip.node for skip in self.skipped}
+        selection = self.options.selection
+        nodes = {found.node for found in storage.find_stored(self.model) if selection.excludes(found.node)}
+        reasons = {label(node): selection.refuses(node) for node in nodes}
+        return [Skip(name, why) for name, why in sorted(reasons.items()) if why is not None and name not in named]
 
     def planned(self, statistics: Statistics) -> list[Node]:
         """The layers that would be quantized."""
@@ -267,7 +291,7 @@ class _Work:
         """Write the integer form of every body."""
         self._know(statistics)
         plans = [
-            (body, island, shared_params(island, self._bounds, self.target.activation, self.target.symmetric))
+            (body, island, shared_params(island, self._bounds, self._format))
             for body, island in self._plans(self._candidates())
         ]
         weights = self._weights([(layer, params) for _, island, params in plans for layer in island.layers])
@@ -279,6 +303,8 @@ class _Work:
         for body, island, params in reversed(plans):  # inner bodies first: they read tensors of the outer ones
             for tensor in island.codes:
                 self.writer.connect(tensor, body, island, params[tensor])
+            for layer in island.layers:
+                self._bound_codes(layer, params)
 
     def _candidates(self) -> list[Layer]:
         """Layers with everything known that an integer kernel needs; the others are skipped with the reason."""
@@ -310,9 +336,10 @@ class _Work:
             or layer.absorbed is None
             or layer.absorbed.op != "Clip"
             or self.statistics.range(layer.output) is None
+            or self.options.power_of_two  # no scale ends at the bounds: codes are clipped
         ):
             return layer
-        params = affine.activation_qparams(*self._bounds(layer.output), self.target.activation)
+        params = self._format([layer.output], *self._bounds(layer.output))
         return layer if within(params, layer.absorbed) else replace(layer, absorbed=None)
 
     def _unfit(self, layer: Layer, logarithmic: set[Node]) -> str | None:
@@ -341,14 +368,14 @@ class _Work:
             magnitude = self.statistics.mean_magnitude(tensor)
             if magnitude is None:
                 continue
-            decibels = affine.typical_sqnr_db(*self._bounds(tensor), magnitude)
+            decibels = affine.typical_sqnr_db(*self._represented(tensor), magnitude)
             if decibels < self.options.min_sqnr:
                 return f"outliers of {tensor.name} leave only {decibels:.0f} dB at 8 bits"
         return None
 
     def _plans(self, candidates: list[Layer]) -> list[tuple[Graph, Islands]]:
         """The plan of each body, without layers whose int8 weight would only come on top of the float one."""
-        stored = list(storage.find_stored(self.model)) if self.options.storage else []
+        stored = self._stored() if self.options.storage else []
         sound = {weight for weight in {found.weight for found in stored} if trouble(weight.values) is None}
         storable = {found.place for found in stored if found.weight in sound}
         while True:
@@ -391,6 +418,24 @@ class _Work:
         low, high = self.ranges[tensor]  # candidates and islands hold measured tensors only
         return (-max(-low, high), max(-low, high)) if self.target.symmetric else (low, high)
 
+    def _format(self, tensors: Sequence[Variable], low: float, high: float) -> QParams:
+        """The format of tensors that share one."""
+        dtype, symmetric = self.target.activation, self.target.symmetric
+        if not self.options.power_of_two:
+            return affine.activation_qparams(low, high, dtype, symmetric)
+        counted = [found for tensor in tensors if (found := self.statistics.histogram(tensor)) is not None]
+        histogram = reduce(Histogram.merged, counted) if len(counted) == len(tensors) and counted else None
+        return fixed_point.activation_qparams(low, high, dtype, self.options.activation_bits, symmetric, histogram)
+
+    def _represented(self, tensor: Variable) -> tuple[float, float]:
+        """The range that 8 bits of the tensor's scale represent."""
+        bounds = self._bounds(tensor)
+        if not self.options.power_of_two or bounds[0] == bounds[1]:
+            return bounds
+        params = self._format([tensor], *bounds)
+        low, high = (params.value(code) for code in params.codes)
+        return low, high
+
     def _elements(self, tensor: Variable) -> float:
         """Elements of a tensor that one run computes, on average; 0 when unknown."""
         found = self.statistics.range(tensor)
@@ -417,6 +462,9 @@ class _Work:
             scales = self.writer.constant(f"{name}_scale", found.stored_scales)
             zeros = self.writer.constant(f"{name}_zero_point", found.stored_zero)
             written[key] = found, codes, scales, zeros
+            layer = groups[key][0][0]
+            if not (found.unsigned or found.per_tensor or layer.chain):
+                self.coded[layer.weight.data.uid, (layer.layout.axis,)] = codes, found.scales
         return written
 
     def _quantized(self, sharers: list[tuple[Layer, QParams]], unsigned: bool = False) -> tuple[LayerWeight, float]:
@@ -425,15 +473,17 @@ class _Work:
         values, _ = layer.parameters()
         biases = [(bias, given.scale) for each, given in sharers if (bias := each.parameters()[1]) is not None]
         dense = not all(each.depthwise for each, _ in sharers)
-        per_tensor = any(each.node.op not in self.target.per_channel for each, _ in sharers)
-        free = quantize_layer_weight(values, layer.layout, False, biases, per_tensor)
+        given = self.options
+        per_tensor = not given.per_channel or any(each.node.op not in self.target.per_channel for each, _ in sharers)
+        form = (biases, per_tensor, given.bits, given.power_of_two)
+        free = quantize_layer_weight(values, layer.layout, False, *form)
         if not dense:
             return free, float("nan")
         if unsigned:
             return replace(free, unsigned=True), float("nan")
         if not self.target.saturates:
             return free, 0.0
-        bounded = quantize_layer_weight(values, layer.layout, True, biases, per_tensor)
+        bounded = quantize_layer_weight(values, layer.layout, True, *form)
         return bounded, lost_decibels(values, bounded, free, layer.layout)
 
     def _fed_back(self, sharers: list[tuple[Layer, QParams]], found: LayerWeight) -> LayerWeight:
@@ -452,6 +502,8 @@ class _Work:
         detail = f"{layer.node.op} to {layer.row.kernel if coded else layer.row.float_kernel}"
         if not self.target.runs_here:
             detail = f"{layer.node.op} on 8 bits"
+        if self.options.power_of_two:
+            detail += f", {q_formats(found.scales, found.bits)} weights"
         if found.unsigned:
             detail += ", unsigned weights"
         elif self.target.saturates and not layer.depthwise:
@@ -472,6 +524,17 @@ class _Work:
         if self.target.integer_kernels and follower is not None and follower.op in ("Relu", "Clip") and not coded:
             self.changes.append(Change("rewritten", label(follower), f"{follower.op} as Max and Min of constants"))
             self.writer.spell_out(follower, layer.body)
+
+    def _bound_codes(self, layer: Layer, params: dict[Variable, QParams]) -> None:
+        """Clip codes where they reach beyond the bounds of a Clip that goes into the layer."""
+        clip = layer.absorbed
+        if clip is None or clip.op != "Clip" or not clip.outputs or not self.target.integer_kernels:
+            return
+        coded = params.get(layer.output)
+        if coded is None or within(coded, clip):
+            return
+        self.changes.append(Change("rewritten", label(clip), "Clip of codes"))
+        self.writer.bound_codes(clip, layer.body, coded)
 
     def _corrected(
         self, layer: Layer, values: FloatArray, bias: FloatArray | None, found: LayerWeight
@@ -533,13 +596,24 @@ class _Work:
         for at, tensor in enumerate(node.inputs):
             row = qdq.island_row(node)
             if isinstance(tensor, Constant) and row is not None and row.inputs is None:
-                self.writer.number(node, at, body, self.target.activation, self.target.symmetric)
+                value = float(tensor.values.item())
+                self.writer.number(node, at, body, self._format([], value, value))
         self.changes.append(Change("integer", label(node), f"{node.op} on codes"))
+
+    def _stored(self) -> list[Stored]:
+        """The weights that may be stored as int8."""
+        alone = {node for node in self.layers if node.outputs and node.outputs[0] in self.floats}
+        wanted = [found for found in storage.find_stored(self.model) if found.node not in alone]
+        return [found for found in wanted if not self.options.selection.excludes(found.node)]
 
     def store(self) -> None:
         """Int8 codes for float weights that pay for it, and for those the runtime would round worse."""
         storing = Storing(
-            memory=not self.target.folds, correct_bias=self.options.correct_bias, all_weights=self.options.storage
+            form=INTEGER[self.options.bits],
+            memory=not self.target.folds,
+            power_of_two=self.options.power_of_two,
+            correct_bias=self.options.correct_bias,
+            all_weights=self.options.storage,
         )
         store = WeightStore(
             self.model,
@@ -548,13 +622,11 @@ class _Work:
             self.measured,
             self.target.saturates,
             {node: layer.activation for node, layer in self.layers.items() if node.op != "MatMul"},
+            self.coded,
             self.changes,
             self.skipped,
         )
-        alone = {node for node in self.layers if node.outputs and node.outputs[0] in self.floats}
-        selection = self.options.selection
-        wanted = [found for found in storage.find_stored(self.model) if found.node not in alone]
-        store.run([found for found in wanted if not selection.excludes(found.node)])
+        store.run(self._stored())
         self.stored = store.stored
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.graph.edit import label
-from onnxopt.model import Constant, Graph, Model, Node
+from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.affine import FloatArray
 
 # One input of one node, by its position.
@@ -22,6 +22,13 @@ Place = tuple[Node, int]
 
 # Bytes that two nodes, a scale tensor's header and their names take in the file, as measured on saved models.
 NODE_BYTES = 220
+
+# Operators that hand on values as they are, also where the runtime puts them.
+MOVERS = frozenset(
+    {"Identity", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten", "ReorderInput", "ReorderOutput"}
+)
+# nodes that may stand between codes and the weight that they stand for; the passes here write 14 at most
+_LONGEST_UNPACKING = 32
 
 # Bytes that a layer's int8 weight may take beside float values that stay for another reader: its Q and DQ take as much.
 SMALL_COPY = 1024
@@ -147,15 +154,63 @@ def between_codes(node: Node) -> bool:
     return len(tensor.outputs) == 1 and bool(tensor.outputs[0].op == "QuantizeLinear")
 
 
+def from_codes(tensor: object) -> bool:
+    """Whether a tensor holds what codes stand for.
+
+    A DequantizeLinear makes it, with only nodes that move values behind, or it is computed from constants alone and
+    there are codes among them.
+    """
+    producer = _producer(tensor)
+    while producer is not None and producer.op in MOVERS:
+        producer = _producer(producer.inputs[0])
+    if producer is None:
+        return False
+    return producer.op == "DequantizeLinear" or _unpacked(producer)
+
+
+def _unpacked(node: Node) -> bool:
+    """Whether `node` computes from constants alone, among them codes: Cast and Mul, or what unpacks 4 bits."""
+    pending, codes = [node], False
+    for _ in range(_LONGEST_UNPACKING):
+        if not pending:
+            return codes
+        for tensor in pending.pop().inputs:
+            if isinstance(tensor, Constant):
+                codes |= np.dtype(tensor.dtype).itemsize == 1 and tensor.dtype != np.bool_
+            elif not tensor.is_empty():
+                producer = _producer(tensor)
+                if producer is None:
+                    return False
+                pending.append(producer)
+    return False
+
+
+def _producer(tensor: object) -> Node | None:
+    if not isinstance(tensor, Variable) or not tensor.inputs:
+        return None
+    node: Node = tensor.inputs[0]
+    return node
+
+
 def find_stored(model: Model) -> Iterator[Stored]:
     """Every float32 weight of a listed operator, outside of local functions."""
+    return (found for found in _weights(model) if found.weight.dtype == np.float32)
+
+
+def find_other_floats(model: Model) -> Iterator[Stored]:
+    """The weights that would be among those of `find_stored` if they were not of another floating type."""
+    floats = ("float16", "bfloat16", "float64")
+    return (found for found in _weights(model) if str(found.weight.dtype) in floats)
+
+
+def _weights(model: Model) -> Iterator[Stored]:
     for body in model.bodies():
         if body.function is not None:
             continue
         for node in body.nodes:
             for at in _inputs(node):
                 weight = node.inputs[at] if at < len(node.inputs) else None
-                if not isinstance(weight, Constant) or weight.dtype != np.float32:
+                if not isinstance(weight, Constant):
                     continue
                 kept = _kept(node, at, len(weight.shape))
                 if kept is not None:

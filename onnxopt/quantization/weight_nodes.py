@@ -67,12 +67,17 @@ class InBlocks:
         return f"int4 in blocks of {self.size}, {self.how}"
 
 
+def has_int4(model: Model) -> bool:
+    """Whether the model's version of ONNX has a type of 4 bits; in older ones bytes hold two codes each."""
+    return model.opset >= _NATIVE_OPSET and model.ir_version >= _NATIVE_IR
+
+
 class WeightNodes:
     """Writes stored weights of one model. memory: let kernels read codes where there are such kernels."""
 
     def __init__(self, writer: QdqWriter, model: Model, memory: bool, block: int) -> None:
         self._writer, self._model, self._memory, self._block = writer, model, memory, block
-        self._native = model.opset >= _NATIVE_OPSET and model.ir_version >= _NATIVE_IR
+        self._native = has_int4(model)
         self._made: dict[tuple[int, ...], Variable] = {}
         self._turned: dict[int, Constant] = {}
 
@@ -113,7 +118,7 @@ class WeightNodes:
             padded = np.pad(blocks.codes, ((0, 0), (0, blocks.scales.shape[1] * blocks.size - found.view.inputs)))
             cut = found.view.cut(padded, blocks.size)
             codes = cut.astype(ml_dtypes.int4) if self._native else pack_halves(cut.reshape(1, -1))[0]
-            scales = found.view.cut(blocks.scales, 1).astype(np.float16)
+            scales = _as_half(found.view.cut(blocks.scales, 1))
         name = found.weight.name
         return InBlocks(
             self._writer.constant(f"{name}_codes", np.ascontiguousarray(codes)),
@@ -165,6 +170,8 @@ class WeightNodes:
 
     def _factors(self, body: Graph, coded: InBlocks) -> Source:
         """Scales that broadcast to codes cut in blocks."""
+        if not coded.rows and coded.scales.dtype == np.float32:
+            return coded.scales
         if not coded.rows:
             return self._cast(body, coded.scales, f"{coded.scales.name}_cast")
         return self._reshape(body, coded.scales, (*coded.scales.shape, 1), f"{coded.scales.name}_blocks")
@@ -284,6 +291,13 @@ class WeightNodes:
                 f"{codes.name}_turned", np.ascontiguousarray(codes.values.T)
             )
         return self._turned[id(codes)]
+
+
+def _as_half(scales: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    """Scales as float16 where that is exact: they were rounded so first, unless they are too small for it."""
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16)
+    return half if np.array_equal(half.astype(np.float32), scales) else scales
 
 
 def pack_halves(codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from onnxopt.graph.edit import inner_bodies, replace_inputs, replace_outputs
 from onnxopt.graph.names import Names
 from onnxopt.graph.sort import sort_nodes
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
-from onnxopt.numerics.affine import FloatArray, QParams, activation_qparams, quantize
+from onnxopt.numerics.affine import FloatArray, QParams, quantize
 from onnxopt.quantization.islands import Islands
 from onnxopt.quantization.layers import Layer
 
@@ -113,11 +113,9 @@ class QdqWriter:
             self._made[key] = output
         return self._made[key]
 
-    def number(self, node: Node, at: int, body: Graph, dtype: np.dtype[np.generic], symmetric: bool = False) -> None:
+    def number(self, node: Node, at: int, body: Graph, params: QParams) -> None:
         """Replace a single number that an integer operator reads by its code behind a DequantizeLinear."""
         constant = node.inputs[at]
-        value = float(constant.values.item())
-        params = activation_qparams(value, value, dtype, symmetric)
         scale, zero = self._scale_and_zero(constant.name, params)
         codes = self.constant(f"{constant.name}_codes", quantize(constant.values, params))
         restored = self.node(body, "DequantizeLinear", [codes, scale, zero], f"{constant.name}_dequantized")
@@ -210,6 +208,27 @@ class QdqWriter:
                 for at, given in enumerate(node.inputs):
                     if given is tensor:
                         node.inputs[at] = restored
+
+    def bound_codes(self, clip: Node, body: Graph, params: QParams) -> None:
+        """Let a Clip whose output is connected bound codes instead of values: the same, for rounding keeps order.
+
+        Q(Clip(x)) = Clip(Q(x), Q(low), Q(high)), and QuantizeLinear then stands right behind the layer.
+        """
+        restored = self._made[(id(clip.outputs[0]), id(body))]
+        dequantizer = restored.inputs[0]
+        codes = dequantizer.inputs[0]
+        given = [clip.inputs[at] if at < len(clip.inputs) else Variable.empty() for at in (1, 2)]
+        bounds = [
+            self.shared(f"{clip.outputs[0].name}_bound", np.array(params.code(bound.values.item()), params.dtype))
+            if isinstance(bound, Constant)
+            else bound
+            for bound in given
+        ]
+        bounded = self.node(body, "Clip", [codes, *bounds], f"{codes.name}_bounded")
+        bounded.dtype, bounded.shape = codes.dtype, codes.shape
+        dequantizer.inputs[0] = bounded
+        codes.inputs[0].inputs[0] = clip.inputs[0]
+        self.remove(clip, body)
 
     def remove(self, node: Node, body: Graph) -> None:
         """Unwire a node that has been replaced; it leaves the body in `finish`."""

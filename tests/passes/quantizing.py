@@ -88,7 +88,7 @@ def integer_weights(model: Model) -> list[tuple[Node, Array, Array, int]]:
             source = node.inputs[1].inputs[0] if node.inputs[1].inputs else None
             if source is not None and source.op == "DequantizeLinear" and isinstance(source.inputs[0], Constant):
                 codes, scales = source.inputs[0].values, source.inputs[1].values
-                found.append((node, codes, scales, int(source.attrs["axis"])))
+                found.append((node, codes, scales, int(source.attrs.get("axis", 1))))
     return found
 
 

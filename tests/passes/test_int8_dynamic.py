@@ -457,7 +457,7 @@ def test_layers_that_already_run_on_integers_are_counted_and_left() -> None:
         again = dynamic(model)
         assert model.digest() == before
         assert not again.changes
-        assert "1 nodes compute on integers already and were left as they are" in again.notes
+        assert "already quantized: 1 nodes left as they are" in again.notes
 
 
 # weights with several readers

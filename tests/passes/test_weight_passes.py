@@ -262,7 +262,7 @@ def test_error_feedback_on_inputs_not_seen() -> None:
 def test_error_feedback_in_groups_and_shared_weights() -> None:
     source = """g (float[n, 64, 6, 6] x) => (float y, float z) {
       y = Conv<group = 2>(x, w)  r = Relu(x)  z = Conv<group = 2>(r, w) }"""
-    initializers = {"w": weight(16, 32, 1, 1)}
+    initializers = {"w": weight(128, 32, 1, 1)}
 
     def feed(seed: int) -> dict[str, Array]:
         return {"x": correlated(2 * 36, 64, seed).reshape(2, 36, 64).transpose(0, 2, 1).reshape(2, 64, 6, 6)}
@@ -272,7 +272,7 @@ def test_error_feedback_in_groups_and_shared_weights() -> None:
     run(plain, "int4:feedback=false")
     assert len(result.changes) == 2
     assert all("error feedback" in change.detail for change in result.changes)
-    assert len([c for c in model.constants() if c.data.size in (16 * 32, 16 * 16)]) == 1
+    assert len([c for c in model.constants() if c.data.size in (128 * 32, 128 * 16)]) == 1
     exact, ours, theirs = (Session(each).run(feed(77)) for each in (reference, model, plain))
     assert all(noise(exact[name], ours[name]) < noise(exact[name], theirs[name]) for name in exact)
 
@@ -397,3 +397,34 @@ def test_results_are_the_same_bytes_every_time() -> None:
         run(model, "int4", feeds)
         protos.append(model.to_proto().SerializeToString(deterministic=True))
     assert protos[0] == protos[1]
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("shape", [(64, 5), (64, 12), (64, 32), (64, 48), (128, 64)])
+def test_four_bits_are_taken_where_they_save_more_than_their_nodes_cost(shape: tuple[int, int], opset: int) -> None:
+    inputs, outputs = shape
+    sizes = []
+    for text in ("int8_weights", "int4:save=file"):
+        source = f"g (float[1, {inputs}] x) => (float[1, {outputs}] y) {{ y = MatMul(x, w) }}"
+        model = parse(source, {"w": weight(inputs, outputs)}, opset)
+        if opset == 21:
+            model.ir_version = 10
+        run(model, text)
+        sizes.append(len(model.to_proto().SerializeToString()))
+    assert sizes[1] <= sizes[0] + 64
+
+
+@pytest.mark.parametrize("factor", [1e-9, 1e-6, 1e7])
+def test_scales_that_float16_does_not_hold_stay_float32(factor: float) -> None:
+    source = "g (float[1, 128] x) => (float[1, 96] y) { y = MatMul(x, w) }"
+    model, reference = (parse(source, {"w": weight(128, 96) * np.float32(factor)}) for _ in range(2))
+    run(model, "int4:save=file")
+    feed = {"x": normal(1, 128)}
+    assert noise(Session(reference).run(feed)["y"], Session(model).run(feed)["y"]) < NOISE["int4"]
+
+
+def test_changes_name_the_nodes_that_were_there() -> None:
+    source = "g (float[n, 64] x) => (float[n, 40] y) { a = Gemm(x, w) y = MatMul(a, v) }"
+    model = parse(source, {"w": weight(64, 64), "v": weight(64, 40)})
+    result = run(model, "int4:save=memory")
+    assert [change.where for change in result.changes] == ["a, weight w", "y, weight v"]

@@ -80,7 +80,9 @@ def test_moved_codes_share_a_format_and_others_do_not() -> None:
     model = conv_chain("p = MaxPool<kernel_shape = [1, 1]>(a) q = Transpose(p) b = Add(q, q)")
     ranges = {"x": (-1.0, 1.0), "a": (-1.0, 2.0), "p": (0.0, 2.0), "q": (0.0, 3.0), "b": (0.0, 6.0), "c": (0.0, 1.0)}
     island = plan(model.graph, layers(model), set(), known)
-    found = shared_params(island, lambda tensor: ranges[tensor.name], np.dtype(np.uint8))
+    found = shared_params(
+        island, lambda tensor: ranges[tensor.name], lambda _, low, high: activation_qparams(low, high, np.uint8)
+    )
     by_name = {tensor.name: params for tensor, params in found.items()}
     assert by_name["a"] is by_name["p"] is by_name["q"]
     assert by_name["a"].same_as(activation_qparams(-1.0, 3.0, np.uint8))
