@@ -23,6 +23,7 @@ class Int8(Pass):
     prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "convert_opset")
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
+    gates: bool = option(True, "count x * Sigmoid(x) among these operators")
     correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
     feedback: bool = option(False, "round weights so that, on the inputs seen, errors make good for each other")
     smooth: bool = option(True, "move outliers of the inputs of MatMul and Gemm into their weights")
@@ -71,6 +72,7 @@ class Int8(Pass):
         return static.Settings(
             storage=self.storage,
             islands=self.islands,
+            gates=self.gates,
             correct_bias=self.correct_bias,
             calibrators=self.calibrator,
             min_sqnr=self.min_sqnr,

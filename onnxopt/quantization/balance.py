@@ -132,7 +132,7 @@ def smooth(model: Model, statistics: Statistics | None, settings: Smoothing) -> 
             way = _smoothing_way(group, model, rescaler, settings.insert)
             figures = _figures(group, statistics)
             if settings.near and statistics is not None:
-                _check_near(group, way, statistics)
+                _check_near(group, way, statistics, rescaler)
             detail, factors = _smooth(group, way, figures, rescaler, settings.alpha)
             if settings.near and statistics is not None:
                 readers = [node for node in group.layers if node.op != "Conv"]
@@ -363,8 +363,14 @@ def _may_be_codes(tensor: Variable) -> bool:
     return True
 
 
-def _check_near(group: Group, way: _Way, statistics: Statistics) -> None:
-    """Raise Refused where constants far from the tensor take the division in, so that others on the way change too."""
+def _check_near(group: Group, way: _Way, statistics: Statistics, rescaler: Rescaler) -> None:
+    """Raise Refused where constants far from the tensor take the division in, so that others on the way change too.
+
+    Also where a weight would have to be copied: codes are shared where weights are.
+    """
+    for node in group.layers:
+        if rescaler.read_elsewhere(node.inputs[1], set(group.layers)):
+            raise Refused(f"its weight {node.inputs[1].name} is used elsewhere too")
     made = {tensor for edit in way.fold.edits for tensor in edit.node.outputs} - {group.tensor}
     if any(statistics.range(tensor) is not None for tensor in made):
         raise Refused("its scales would pass tensors that carry codes")

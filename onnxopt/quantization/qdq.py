@@ -152,6 +152,9 @@ ROWS: tuple[Row, ...] = (
 # Gates and probabilities keep at most 256 levels as codes, and what they multiply inherits the error: no Q and DQ of
 # their own. Where the next operator is a layer, its input is codes anyway and the integer kernel comes for free.
 LEFT_FLOAT = frozenset({"Softmax", "Sigmoid"})
+# A Sigmoid that gates its own input (SiLU) is near 1 where that is large: its error is at most half a step of the
+# product's codes.
+GATES_ON_CODES = LEFT_FLOAT - {"Sigmoid"}
 
 _TABLE = {row.operator: row for row in ROWS}
 
@@ -164,9 +167,20 @@ def row(node: Node) -> Row | None:
 def island_row(node: Node, left_float: frozenset[str] = LEFT_FLOAT) -> Row | None:
     """The row of a node that may carry codes between layers: role KERNEL or PASS, all conditions met.
 
-    left_float: operators that shall not.
+    left_float: operators that shall not. Of Sigmoids at most those do that gate their own input.
     """
     found = row(node)
     if found is None or found.role not in (Role.KERNEL, Role.PASS) or node.op in left_float:
         return None
+    if node.op == "Sigmoid" and not _gates_its_input(node):
+        return None
     return None if found.refuses(node) else found
+
+
+def _gates_its_input(sigmoid: Node) -> bool:
+    """Whether all that reads a Sigmoid are products with the Sigmoid's own input."""
+    gated, gate = sigmoid.inputs[0], sigmoid.outputs[0]
+    readers = list(gate.outputs)
+    return bool(readers) and all(
+        node.kind == ("", "Mul") and {id(tensor) for tensor in node.inputs} == {id(gated), id(gate)} for node in readers
+    )

@@ -99,11 +99,12 @@ class Rescaler:
             return f"{constant.name} of {label(node)} is not constant"
         if constant.dtype != np.float32:
             return f"{constant.name} is {constant.dtype}, not float32"
-        if constant.data.size <= COPIED or not self._read_elsewhere(constant, {node, *among}):
+        if constant.data.size <= COPIED or not self.read_elsewhere(constant, {node, *among}):
             return None
         return f"its weight {constant.name} is used elsewhere too"
 
-    def _read_elsewhere(self, constant: Constant, readers: set[Node]) -> bool:
+    def read_elsewhere(self, constant: Constant, readers: set[Node]) -> bool:
+        """Whether others than these read a constant."""
         return id(constant) in self.shared or any(node not in readers for node in constant.outputs)
 
     def _give(self, constant: Constant, edits: list[Edit], values: list[npt.NDArray[Any]]) -> None:

@@ -67,17 +67,17 @@ Key = tuple[int, ...]
 class Settings:
     """What a pass decides of static quantization.
 
-    storage: store weights as int8 that no integer kernel serves. islands: keep codes between layers. correct_bias: take
-    the mean error of rounded weights out of biases. calibrators: names, of several the one that does best is used.
-    min_sqnr: dB of typical values over rounding noise that a layer needs. all_layers: also those that do not pay.
-    feedback: round weights with second moments of their inputs.
+    storage: store weights as int8 that no integer kernel serves. islands: keep codes between layers. gates: also
+    through a Sigmoid and the product with its input. correct_bias: take the mean error of rounded weights out of
+    biases. calibrators: names, of several the one that does best is used. min_sqnr: dB of typical values over rounding
+    noise that a layer needs. all_layers: also those that do not pay. feedback: round weights with second moments.
     weights: `s8`, `u8`, or `auto`: s8 but for the layers that `unsigned_weights` names. selection: the layers that may
     be quantized; what it excludes joins no island and is not stored either. fallback: leave layers float, those that
     cost the outputs most first, until the budgets on quality hold; aim: or until outputs reach so many dB, 0 for none.
-    smooth: move outliers of the inputs of MatMul and Gemm into their weights (`balance`).
-    sequential_bias: choose biases layer by layer by means measured in the quantized model, where that helps.
-    power_of_two: all scales are (fixed point). bits: of weights, activation_bits: what ranges are to need; below 8 of
-    fixed point only. per_channel: a scale for each output channel where the target has kernels for them.
+    smooth: move outliers of the inputs of MatMul and Gemm into their weights (`balance`). sequential_bias: choose
+    biases layer by layer by means measured in the quantized model, where that helps. power_of_two: all scales are
+    (fixed point). bits: of weights, activation_bits: what ranges are to need; below 8 of fixed point only. per_channel:
+    a scale for each output channel where the target has kernels for them.
     """
 
     storage: bool = True
@@ -93,6 +93,7 @@ class Settings:
     aim: float = 0.0
     sequential_bias: bool = False
     smooth: bool = True
+    gates: bool = True
     power_of_two: bool = False
     bits: int = 8
     activation_bits: int = 8
@@ -107,7 +108,8 @@ def requests(model: Model, settings: Settings) -> Requests:
     for float_outputs in (frozenset[str](), frozenset({"Conv"})):  # what targets differ in; the second finds more
         layers = [found for found in find_layers(model, float_outputs) if isinstance(found, Layer)]
         for body, mine in _by_body(model, layers):
-            tensors |= dict.fromkeys(plan(body, mine, outputs, lambda _: True, settings.islands).codes)
+            found = plan(body, mine, outputs, lambda _: True, settings.islands, qdq.GATES_ON_CODES)
+            tensors |= dict.fromkeys(found.codes)
             tensors |= dict.fromkeys(layer.raw for layer in mine if layer.needs_codes and not implied(layer.absorbed))
     means = [
         (layer.activation, channel_axis(layer.node))
@@ -412,6 +414,9 @@ class _Work:
             for layer in dropped:
                 saver = f"{layer.row.kernel} saves" if self.target.runs_here else "8 bits save"
                 skipped.append(Skip(layer.name, f"converting its borders would cost more than {saver}"))
+        # layers were chosen as if gates stayed float: which pay by gates alone are early ones, where codes lose most
+        if self.options.gates:
+            left_float = qdq.GATES_ON_CODES | self.target.float_operators
         return plan(body, layers, self.outputs, known, self.options.islands, left_float)
 
     def _bounds(self, tensor: Variable) -> tuple[float, float]:

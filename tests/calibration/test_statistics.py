@@ -16,9 +16,10 @@ from onnxopt.calibration.tallies import (
     Tally,
 )
 from onnxopt.feeds import Sample
-from onnxopt.model import Variable
+from onnxopt.model import Model, Node, Variable
 from tests.calibration.truth import everything, same, tensor, tensors
 from tests.helpers import model
+from tests.passes.quantizing import normal, parse, samples
 
 TEXT = "g (float[n, 3] x) => (float[n, 3] y) { a = Relu(x)  y = Log(a) }"
 
@@ -130,3 +131,41 @@ def test_what_no_counting_gives_is_found() -> None:
 
 def test_every_kind_has_a_tally() -> None:
     assert set(KINDS) == set(Requests().by_kind())
+
+
+def test_figures_of_a_divided_tensor_are_those_that_a_run_would_give() -> None:
+    text = "g (float[n, 6] x) => (float[n, 4] y) { t = Mul(x, c)  y = MatMul(t, w) }"
+    values = {"c": np.array([1, 8, 1, 1, 64, 1], np.float32), "w": np.ones((6, 4), np.float32)}
+    given, divided = parse(text, values), parse(text, {**values, "c": np.ones(6, np.float32)})
+    feeds = samples([{"x": normal(5, 6, seed=seed)} for seed in range(4)])
+
+    def asked(of: Model) -> tuple[Requests, Variable, Node]:
+        product, layer = of.graph.nodes
+        made = product.outputs[0]
+        wanted = Requests(
+            ranges=(made,),
+            histograms=(made,),
+            channel_ranges=((made, -1),),
+            channel_moments=((made, -1),),
+            grams=(layer,),
+        )
+        return wanted, made, layer
+
+    wanted, here, layer = asked(given)
+    found = collect(given, wanted, feeds)
+    changed = found.copy()
+    changed.divide((here, -1), values["c"].astype(np.float64), here, [layer])
+    other, there, reader = asked(divided)
+    truth = collect(divided, other, feeds)
+    assert changed.range(here) == pytest.approx(truth.range(there))
+    mean, exact = changed.channel_mean(here, -1), truth.channel_mean(there, -1)
+    assert mean is not None
+    assert mean == pytest.approx(exact)
+    gram, true_gram = changed.gram(layer), truth.gram(reader)
+    assert gram is not None
+    assert true_gram is not None
+    assert gram.second == pytest.approx(true_gram.second)
+    assert gram.mean == pytest.approx(true_gram.mean)
+    assert changed.histogram(here) is None
+    assert found.histogram(here) is not None  # the copy alone was changed
+    assert found.range(here) != changed.range(here)

@@ -144,11 +144,33 @@ def test_pooling_with_other_scales_would_not_fuse(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("operator", sorted(qdq.LEFT_FLOAT))
 def test_probabilities_get_no_codes_of_their_own(operator: str, tmp_path: Path) -> None:
-    model = between(f"p = {operator}(c)  o = Mul(c, p)")
+    model = between(f"p = {operator}(c)  d = Relu(c)  o = Mul(d, p)")
     quantize(model, FEEDS)
     assert "p" not in qparams(model)
     ops, _ = optimized(model, tmp_path)
-    assert ops[operator] + ops["QuickGelu"] == 1
+    assert ops[operator] == 1
+
+
+def test_a_gate_on_its_own_input_carries_codes(tmp_path: Path) -> None:
+    model = between("p = Sigmoid(c)  o = Mul(p, c)")
+    reference = model.clone().model
+    quantize(model, FEEDS)
+    assert {"p", "o"} <= set(qparams(model))
+    ops, _ = optimized(model, tmp_path)
+    assert (ops["QLinearSigmoid"], ops["QLinearMul"], ops["QuantizeLinear"]) == (1, 1, 1)
+    for feed in FEEDS:
+        for name, exact in Session(reference).run(feed).items():
+            error = np.square(exact.astype(np.float64) - Session(model).run(feed)[name]).sum()
+            assert error < 2e-3 * np.square(exact.astype(np.float64)).sum()
+
+
+def test_a_gate_stays_float_where_that_is_asked_or_others_read_it(tmp_path: Path) -> None:
+    asked = between("p = Sigmoid(c)  o = Mul(c, p)")
+    quantize(asked, FEEDS, gates=False)
+    assert "p" not in qparams(asked)
+    shared = between("p = Sigmoid(c)  m = Mul(c, p)  o = Add(m, p)")
+    quantize(shared, FEEDS)
+    assert "p" not in qparams(shared)
 
 
 @pytest.mark.parametrize("operator", sorted(qdq.LEFT_FLOAT))
