@@ -30,7 +30,7 @@ class Fixed(Pass):
     """Run layers on fixed-point numbers: 8-bit integers whose scales are powers of two."""
 
     name: ClassVar[str] = "fixed"
-    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "convert_opset")
+    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "fuse_hard_swish", "convert_opset")
     bits: int = option(8, "bits of a weight; each takes a byte", minimum=2, maximum=8)
     activation_bits: int = option(8, "bits that calibrated ranges need; codes take a byte", minimum=2, maximum=8)
     per_channel: bool = option(True, "a power of two for each output channel, not one for each weight")

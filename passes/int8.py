@@ -20,7 +20,7 @@ class Int8(Pass):
     """Run layers on 8-bit integers; store as int8 what stays float."""
 
     name: ClassVar[str] = "int8"
-    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "convert_opset")
+    prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "fuse_hard_swish", "convert_opset")
     storage: bool = option(True, "store weights that no integer kernel serves as int8")
     islands: bool = option(True, "keep integers between layers where every operator on the way can take them")
     gates: bool = option(True, "count x * Sigmoid(x) among these operators")
