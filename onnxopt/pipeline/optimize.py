@@ -133,7 +133,10 @@ class Run:
         try:
             return Session(model, threads=self.settings.threads)
         except ModelError as error:
-            raise PassError(f"the passes left a model that can't be loaded optimized: {error}") from error
+            raise PassError(
+                f"the passes left a model that can't be loaded optimized: {error}",
+                "leave the node out with the pass's exclude=, or leave out the pass",
+            ) from error
 
     def _rule(self, records: Sequence[PassRecord]) -> str:
         """What the outputs of the optimized sessions are held to.
