@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+import onnx
+
 from onnxopt.calibration import Requests
+from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import half, halving
@@ -44,7 +47,19 @@ class Fp16(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         """Write the form that `compute` asks for; inputs and outputs keep their types."""
         self._settings.selection.check(model, self.name)
+        self._check_operators(model)
         return halving.convert(model, context, self._settings)
+
+    def _check_operators(self, model: Model) -> None:
+        """Raise UsageError for a type in keep_ops that neither ONNX nor the model knows."""
+        known = {node.op for body in model.bodies() for node in body.nodes}
+        known |= {schema.name for schema in onnx.defs.get_all_schemas()}
+        unknown = next((op for op in self.keep_ops if op not in known), None)
+        if unknown is not None:
+            raise UsageError(
+                f"pass 'fp16', option 'keep_ops': there is no operator {unknown!r}",
+                did_you_mean(unknown, sorted(known)),
+            )
 
     @property
     def _settings(self) -> halving.Settings:

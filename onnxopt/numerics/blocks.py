@@ -89,7 +89,7 @@ def round_to_nearest(matrix: npt.NDArray[np.floating], size: int, levels: Levels
 
 def searched(matrix: npt.NDArray[np.floating], size: int, scaling: Scaling, importance: Wide | None = None) -> Blocks:
     """Codes of `matrix` [R, K] under searched scales. importance: weight of each input's error, [K]."""
-    weight = None if importance is None else _cut(importance[None], size).astype(np.float32)
+    weight = None if importance is None else _cut(_near_one(importance)[None], size).astype(np.float32)
     codes, scales = [], []
     rows = max(1, _TOGETHER // max(1, matrix.shape[1]))
     for start in range(0, len(matrix), rows):
@@ -97,6 +97,11 @@ def searched(matrix: npt.NDArray[np.floating], size: int, scaling: Scaling, impo
         scales.append(search_scales(cut, scaling, weight))
         codes.append(_codes(cut, scales[-1], scaling.levels)[:, : matrix.shape[1]])
     return Blocks(np.concatenate(codes), np.concatenate(scales), size)
+
+
+def _near_one(importance: Wide) -> Wide:
+    """Times the power of two that brings the largest below 1: squares of large inputs are beyond float32."""
+    return np.asarray(np.ldexp(importance, -int(np.frexp(importance.max(initial=0.0))[1])))
 
 
 def search_scales(cut: npt.NDArray[Any], scaling: Scaling, importance: npt.NDArray[Any] | None = None) -> FloatArray:

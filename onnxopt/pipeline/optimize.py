@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from onnxopt.errors import NothingCompared, OnnxoptError
+from onnxopt.errors import ModelError, NothingCompared, OnnxoptError, PassError
 from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.passbase import Effect
@@ -115,7 +115,7 @@ class Run:
         rule = self._rule(records)
         # its session packs the weights once more: it is gone before the two that are compared come
         noise = stages.noise if rule == "rounding" else None
-        pair = Pair(Session(self.reference, threads=threads), Session(model, threads=threads), sizes)
+        pair = Pair(Session(self.reference, threads=threads), self._deployed(model), sizes)
         return conclude(
             pair,
             self.split.evaluate,
@@ -127,6 +127,16 @@ class Run:
             noise=noise,
             progress=self.progress,
         )
+
+    def _deployed(self, model: Model) -> Session:
+        """The result as the runtime optimizes it. Raises PassError where it can't: the original was no worse."""
+        try:
+            return Session(model, threads=self.settings.threads)
+        except ModelError as error:
+            raise PassError(
+                f"the passes left a model that can't be loaded optimized: {error}",
+                "leave the node out with the pass's exclude=, or leave out the pass",
+            ) from error
 
     def _rule(self, records: Sequence[PassRecord]) -> str:
         """What the outputs of the optimized sessions are held to.

@@ -33,7 +33,8 @@ _QUANTIZED = frozenset(
 def with_prepared(steps: Sequence[Step]) -> list[Step]:
     """The steps with the passes that they name in `prepare` inserted before them, each at most once in the list.
 
-    One that is named with options comes again unless it stands there with the same options.
+    One that is named with options comes again unless it stands there with the same options. Rounding ones stand before
+    the first lossy pass: behind it they would be refused (`check_order`).
     """
     done: list[Step] = []
     for step in steps:
@@ -41,9 +42,14 @@ def with_prepared(steps: Sequence[Step]) -> list[Step]:
             [wanted] = parse(text)
             there = [earlier for earlier in done if wanted.source in (earlier.source, earlier.pass_.name)]
             if not there or (text != wanted.source and all(str(earlier) != str(wanted) for earlier in there)):
-                done.append(replace(wanted, inserted_for=step.source))
+                done.insert(_place(wanted.pass_, done), replace(wanted, inserted_for=step.source))
         done.append(step)
     return done
+
+
+def _place(pass_: Pass, done: Sequence[Step]) -> int:
+    lossy = (at for at, step in enumerate(done) if step.pass_.effect is Effect.LOSSY)
+    return next(lossy, len(done)) if pass_.effect is Effect.ROUNDING else len(done)
 
 
 def _wanted(pass_: Pass, above: set[str]) -> list[str]:

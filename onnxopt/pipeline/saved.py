@@ -111,7 +111,8 @@ class SavedFiles:
             listed = "; ".join(f"{name} is of {saved.provenance.graph}" for name, saved in self._files)
             raise StatisticsError(
                 f"pass {source!r}: no statistics are of the graph that it gets ({listed})",
-                "gather them with the same passes: onnxopt calibrate MODEL --passes LIST --data PATH -o FILE",
+                "gather them with the same passes, and with --stats what earlier ones use: "
+                "onnxopt calibrate MODEL --passes LIST --data PATH --stats GIVEN -o FILE",
             )
         for name, saved in fitting:
             if not saved.lacks(model, requests):

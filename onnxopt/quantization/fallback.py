@@ -75,7 +75,7 @@ def choose(trials: Trials) -> tuple[dict[Variable, str], list[str]]:
 
     enough = next((count for count in _doubling(len(ranked)) if holds(count)), None)
     if enough is None:
-        return {}, [f"what is asked of the outputs holds with none of {len(ranked)} layers quantized: all were kept"]
+        return {}, [f"what is asked of the outputs fails with all {len(ranked)} layers float too: they stay quantized"]
     low = max((count for count, held in tried.items() if not held), default=0)
     while enough - low > 1:
         middle = (low + enough) // 2

@@ -12,6 +12,7 @@ second in the high ones, and shifts take them apart.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,13 +53,15 @@ class PerChannel:
 class InBlocks:
     """codes: int4 or packed uint8, in the form of their kind. size: inputs that share a scale. how: the rounding.
 
-    rows: codes [V, K / 2] are packed row by row, scales float32 [V, K / size], as a Gather needs them.
+    rows: codes [V, K / 2] are packed row by row, scales float32 [V, K / size], as a Gather needs them. kernel: both are
+    as a kernel reads them.
     """
 
     codes: Constant
     scales: Constant
     size: int
     rows: bool
+    kernel: bool
     how: str
 
     @property
@@ -80,6 +83,11 @@ class WeightNodes:
         self._native = has_int4(model)
         self._made: dict[tuple[int, ...], Variable] = {}
         self._turned: dict[int, Constant] = {}
+        self._readers: dict[int, int] = Counter(
+            uid
+            for body in model.bodies()
+            for uid in {x.data.uid for node in body.nodes for x in node.inputs if isinstance(x, Constant)}
+        )
 
     def kind(self, found: Stored, in_blocks: bool, tabled: bool) -> str:
         """What form the codes of one reader take; readers of one kind share them. tabled: a Gather reads them too."""
@@ -94,11 +102,14 @@ class WeightNodes:
         node = found.node
         if not self._memory or (in_blocks and len(found.view.grid) != 2) or (not in_blocks and len(found.kept) != 1):
             return False
+        if self._readers[found.weight.data.uid] > 1 and (self._native or not in_blocks):
+            return False  # the runtime packs codes for the first body that reads them, and finds none for the next
         if node.op in ("Conv", "ConvTranspose"):
             return not in_blocks
         if node.op == "Gemm":
             wanted = {"alpha": 1.0, "beta": 1.0, "transA": 0}
             fits = all(node.attrs.get(name, value) == value for name, value in wanted.items())
+            fits &= not in_blocks or self._native or _bias_fits(node, int(found.weight.data.size) // found.view.inputs)
         else:
             fits = node.op == "MatMul" and found.at == 1
         power_of_two = self._block >= 16 and self._block & (self._block - 1) == 0
@@ -125,6 +136,7 @@ class WeightNodes:
             self._writer.constant(f"{name}_scale", np.ascontiguousarray(scales)),
             blocks.size,
             kind == "rows",
+            kind == "kernel",
             how,
         )
 
@@ -132,13 +144,12 @@ class WeightNodes:
 
     def store(self, found: Stored, coded: PerChannel | InBlocks, between: bool) -> None:
         """Let the reader take the codes. between: it stands between tensors of codes (`storage.between_codes`)."""
-        in_blocks = isinstance(coded, InBlocks)
         if found.node.op == "Gather":
             self._rows(found, coded)
         elif between or (isinstance(coded, PerChannel) and self.reads_codes(found, False)):
             assert isinstance(coded, PerChannel)
             self._dequantized(found, coded, turned=not between)
-        elif isinstance(coded, InBlocks) and self.reads_codes(found, in_blocks):
+        elif isinstance(coded, InBlocks) and coded.kernel:
             self._kernel(found, coded)
         else:
             self._writer.set_input(found.node, found.at, self._floats(found, coded), found.body)
@@ -236,10 +247,11 @@ class WeightNodes:
             self._model.import_opset(MICROSOFT, 1)
 
     def _plain_gemm(self, node: Node, body: Graph) -> None:
-        """A Gemm as the runtime's kernel for codes takes it: weight [K, N], bias [N]."""
+        """A Gemm as the runtime's kernel for codes takes it: weight [K, N], bias [N] where it is one row."""
         node.attrs["transB"] = 0
-        if len(node.inputs) > 2 and isinstance(node.inputs[2], Constant) and len(node.inputs[2].shape) > 1:
-            self._writer.set_input(node, 2, self._flat(node.inputs[2]), body)
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if isinstance(bias, Constant) and len(bias.shape) > 1 and bias.data.size == bias.shape[-1]:
+            self._writer.set_input(node, 2, self._flat(bias), body)
 
     def _rows(self, found: Stored, coded: PerChannel | InBlocks) -> None:
         node, body = found.node, found.body
@@ -291,6 +303,14 @@ class WeightNodes:
                 f"{codes.name}_turned", np.ascontiguousarray(codes.values.T)
             )
         return self._turned[id(codes)]
+
+
+def _bias_fits(gemm: Node, outputs: int) -> bool:
+    """Whether the bias of a Gemm, if any, is what MatMulNBits takes: one number for each output."""
+    bias = gemm.inputs[2] if len(gemm.inputs) > 2 else Variable.empty()
+    if isinstance(bias, Constant):
+        return bool(bias.data.size == outputs and bias.shape[-1] == outputs)
+    return bias.is_empty() or list(bias.shape or ()) == [outputs]
 
 
 def _as_half(scales: npt.NDArray[np.float32]) -> npt.NDArray[Any]:

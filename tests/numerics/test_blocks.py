@@ -212,3 +212,13 @@ def test_output_error_is_what_inputs_see() -> None:
     expected = np.square(x @ (matrix - rounded).T).sum() / np.square(x @ matrix.T).sum()
     assert output_error(matrix, rounded, x.T @ x / 500) == pytest.approx(expected)
     assert output_error(np.zeros((2, 30)), rounded[:2], x.T @ x) == 0.0
+
+
+@pytest.mark.parametrize("power", [-300, 300])
+def test_importance_beyond_float32_counts_as_it_does_within(power: int) -> None:
+    matrix, importance = normal(6, 64), np.square(normal(64, seed=3))
+    with np.errstate(over="raise", invalid="raise"):
+        far = searched(matrix, 32, TURNING, np.ldexp(importance, power))
+    near = searched(matrix, 32, TURNING, importance)
+    assert np.array_equal(far.scales, near.scales)
+    assert np.array_equal(far.codes, near.codes)

@@ -318,3 +318,9 @@ def test_constant_nodes_and_metadata_are_kept() -> None:
 def test_a_pattern_that_names_nothing_is_refused() -> None:
     with pytest.raises(UsageError, match=r"no node is called 'encoder\*'"):
         halve(layers(), exclude=("encoder*",))
+
+
+def test_an_operator_that_there_is_not_is_refused_with_what_was_meant() -> None:
+    with pytest.raises(UsageError, match="keep_ops") as told:
+        halve(layers(), keep_ops=("Softmaxx",))
+    assert "'Softmax'" in str(told.value.remedy)

@@ -155,7 +155,7 @@ def test_an_aim_out_of_reach_is_said() -> None:
     model.graph.nodes[-1].op = "Sign"  # whose outputs jump by a step for the smallest error
     result = run(model, aim=10.0, holds=lambda _: False)
     assert len(quantized(model)) == 4
-    assert any("none of 4 layers" in note for note in result.notes)
+    assert any("fails with all 4 layers float too" in note for note in result.notes)
 
 
 def test_budgets_are_asked_and_no_more_layers_stay_float_than_needed() -> None:

@@ -428,3 +428,43 @@ def test_changes_name_the_nodes_that_were_there() -> None:
     model = parse(source, {"w": weight(64, 64), "v": weight(64, 40)})
     result = run(model, "int4:save=memory")
     assert [change.where for change in result.changes] == ["a, weight w", "y, weight v"]
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("text", ["int4:save=memory", "int8_weights:save=memory"])
+@pytest.mark.parametrize("shape", [(40,), (1, 40), (3, 40), (3, 1), (1,), ()])
+@pytest.mark.parametrize("known", [True, False])
+def test_a_bias_of_any_shape_stays_right(shape: tuple[int, ...], known: bool, text: str, opset: int) -> None:
+    bias = {"b": np.float32(3) * normal(*shape)}
+    given = "" if known else f", float[{', '.join(map(str, shape))}] c"
+    source = (
+        f"g (float[3, 64] x{given}) => (float[3, 40] y) {{ {'' if known else 'b = Identity(c)'} y = Gemm(x, w, b) }}"
+    )
+    if not known and not shape:
+        pytest.skip("the textual form has no scalar inputs")
+    model, reference = (parse(source, {"w": weight(64, 40)} | (bias if known else {}), opset) for _ in range(2))
+    model.ir_version = 10 if opset == 21 else 8
+    feed = {"x": normal(3, 64)} | ({} if known else {"c": bias["b"]})
+    run(model, text, [feed] * 2)
+    exact = Session(reference).run(feed)["y"]
+    for (found,) in outputs_at_all_levels(model, feed):
+        assert noise(exact, found) < NOISE["int4"]
+
+
+@pytest.mark.parametrize("opset", [17, 21])
+@pytest.mark.parametrize("text", ["int4:save=memory", "int8_weights:save=memory"])
+def test_codes_that_two_bodies_read_load_at_all_levels(text: str, opset: int) -> None:
+    source = """g (float[n, 96] x, bool c) => (float[n, 40] y, float[n, 40] z) {
+        z = MatMul(x, w)
+        y = If (c) <
+            then_branch = t () => (float[n, 40] a) { a = MatMul(x, w) },
+            else_branch = e () => (float[n, 40] b) { d = MatMul(x, w) b = Relu(d) }
+        > }"""
+    model, reference = (parse(source, {"w": weight(96, 40)}, opset) for _ in range(2))
+    model.ir_version = 10 if opset == 21 else 8
+    run(model, text)
+    for choice in (True, False):
+        feed = {"x": normal(3, 96), "c": np.array(choice)}
+        exact = Session(reference).run(feed)
+        for found in outputs_at_all_levels(model, feed):
+            assert all(noise(want, got) < NOISE["int4"] for want, got in zip(exact.values(), found, strict=True))

@@ -54,6 +54,9 @@ KNOWN = {
         make("hen", "egg"),
         make("old", "raise"),
         make("new", "fold", "raise:to=19"),
+        make("tidy", kind=Effect.ROUNDING),
+        make("codes", "fold", kind=Effect.LOSSY),
+        make("store", "tidy", "raise", kind=Effect.LOSSY),
         Raise,
     )
 }
@@ -84,6 +87,8 @@ def names(*listed: str) -> list[str]:
         (["old", "new"], ["raise<old", "old", "fold<new", "raise:to=19<new", "new"]),
         (["new", "new", "old"], ["fold<new", "raise:to=19<new", "new", "new", "old"]),
         (["raise:to=19", "new"], ["raise:to=19", "fold<new", "new"]),
+        (["codes", "store"], ["fold<codes", "tidy<store", "codes", "raise<store", "store"]),
+        (["codes", "tidy", "store"], ["fold<codes", "codes", "tidy", "raise<store", "store"]),
     ],
 )
 def test_each_preparation_is_inserted_once_before_the_first_that_wants_it(
