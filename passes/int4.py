@@ -38,7 +38,7 @@ class Int4(Pass):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.block & (self.block - 1):
-            raise UsageError(f"pass 'int4', option 'block': {self.block} is no power of two", "use 16, 32, 64 or 128")
+            raise UsageError(f"pass 'int4', option 'block': {self.block} is no power of two", "use 16, 32, 64, ...")
 
     @property
     def effect(self) -> Effect:

@@ -7,11 +7,14 @@ worst layers that suffice are found by doubling and halving, each candidate judg
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from onnxopt.model import Model, Variable
 from onnxopt.passbase import Context
 
+# (output, name, dB at the outputs with that layer alone quantized)
+_Ranked = tuple[Variable, str, float]
 # Feeds that each layer is tried on: its rank is wanted, not its figure.
 RANK_FEEDS = 4
 
@@ -48,8 +51,8 @@ class Trials(Protocol):
         """(output, name) of the layers that would be quantized."""
         ...
 
-    def made(self, floats: Mapping[Variable, str]) -> Model:
-        """The quantized model with these layers float; output -> reason."""
+    def made(self, choice: Choice) -> Model:
+        """The quantized model with what was chosen to stay float."""
         ...
 
     def alone(self, output: Variable) -> Model:
@@ -57,41 +60,69 @@ class Trials(Protocol):
         ...
 
 
-def choose(trials: Trials) -> tuple[dict[Variable, str], list[str]]:
-    """(outputs of the layers that stay float -> why, what is to be said of it)."""
+@dataclass(frozen=True)
+class Choice:
+    """What stays float. floats: outputs of layers -> why. storage: whether float weights may be stored in fewer bits.
+
+    told: what is to be said of it.
+    """
+
+    floats: Mapping[Variable, str] = field(default_factory=dict)
+    storage: bool = True
+    told: tuple[str, ...] = ()
+
+
+def choose(trials: Trials) -> Choice:
+    """The fewest layers to leave float; where that is not enough, with weights stored as floats too."""
     context, settings = trials.context, trials.settings
     wanted = settings.aim > 0 or (settings.fallback and context.holds is not None)
-    if not wanted or context.statistics is None or context.compare is None:
-        return {}, []
-    if _holds(trials, {}):
-        return {}, []
+    if not wanted or context.statistics is None or context.compare is None or _holds(trials, Choice()):
+        return Choice()
     ranked = _ranked(trials)
+    for storage in (True, False):
+        count = _fewest(trials, ranked, storage)
+        if count is not None:
+            return Choice(_reasons(ranked[:count]), storage, (_told(ranked[:count], storage),))
+    asked = "what is asked of the outputs fails with all layers and weights float too"
+    return Choice(told=(f"{asked}: they stay quantized",))
+
+
+def _fewest(trials: Trials, ranked: Sequence[_Ranked], storage: bool) -> int | None:
+    """How many of the worst layers have to stay float; None where all are not enough. By doubling, then halving."""
     tried: dict[int, bool] = {}
 
     def holds(count: int) -> bool:
         if count not in tried:
-            tried[count] = _holds(trials, _reasons(ranked[:count]))
+            tried[count] = _holds(trials, Choice(_reasons(ranked[:count]), storage))
         return tried[count]
 
-    enough = next((count for count in _doubling(len(ranked)) if holds(count)), None)
-    if enough is None:
-        return {}, [f"what is asked of the outputs fails with all {len(ranked)} layers float too: they stay quantized"]
+    counts = [0, *_doubling(len(ranked))] if not storage else _doubling(len(ranked))
+    enough = next((count for count in counts if holds(count)), None)
+    if not enough:
+        return enough
     low = max((count for count, held in tried.items() if not held), default=0)
     while enough - low > 1:
         middle = (low + enough) // 2
         enough, low = (middle, low) if holds(middle) else (enough, middle)
-    names = ", ".join(name for _, name, _ in ranked[:enough])
-    return _reasons(ranked[:enough]), [f"left float so that the outputs hold what is asked, worst first: {names}"]
+    return enough
 
 
-def _holds(trials: Trials, floats: Mapping[Variable, str]) -> bool:
-    model, context = trials.made(floats), trials.context
+def _told(floats: Sequence[_Ranked], storage: bool) -> str:
+    names = ", ".join(name for _, name, _ in floats)
+    if storage:
+        return f"left float so that the outputs hold what is asked, worst first: {names}"
+    more = f", and layers, worst first: {names}" if floats else ""
+    return f"weights are stored as floats so that the outputs hold what is asked{more}"
+
+
+def _holds(trials: Trials, choice: Choice) -> bool:
+    model, context = trials.made(choice), trials.context
     if trials.settings.aim > 0 and context.compare is not None and context.compare(model) < trials.settings.aim:
         return False
     return context.holds is None or not trials.settings.fallback or context.holds(model)
 
 
-def _ranked(trials: Trials) -> list[tuple[Variable, str, float]]:
+def _ranked(trials: Trials) -> list[_Ranked]:
     """(output, name, dB at the outputs with that layer alone quantized), lowest first."""
     context, layers = trials.context, trials.layers
     assert context.compare is not None
@@ -109,5 +140,5 @@ def _doubling(most: int) -> list[int]:
     return [*counts, most] if counts[-1] < most else counts[: 1 if most else 0]
 
 
-def _reasons(layers: Sequence[tuple[Variable, str, float]]) -> dict[Variable, str]:
+def _reasons(layers: Sequence[_Ranked]) -> dict[Variable, str]:
     return {output: f"8 bits in it cost the outputs much ({score:.1f} dB by it alone)" for output, _, score in layers}

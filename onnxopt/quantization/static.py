@@ -43,6 +43,7 @@ from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import balance, fallback, qdq, storage
 from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.codes import implied, shared_params, within
+from onnxopt.quantization.fallback import Choice
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
 from onnxopt.quantization.moments import affordable, second_moments
@@ -130,19 +131,23 @@ def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
     if settings.smooth and context.statistics is not None:
         context, smoothed = _smoothed(model, context, settings)
     calibrator, chosen = _choose(model, context, settings)
-    floats, left = fallback.choose(_Trials(model, context, settings, calibrator))
-    work = _run(model, context, settings, calibrator, floats)
+    choice = fallback.choose(_Trials(model, context, settings, calibrator))
+    work = _run(model, context, _limited(settings, choice), calibrator, choice.floats)
     target = context.target
     done = "on integer kernels" if target.runs_here else "quantized"
-    kernels = f"{len(work.done)} layers {done} ({target.name})"
-    notes = [f"{kernels}, {work.stored} weights stored as int8, {work.left} layers left float"]
+    kernels = f"{_counted(len(work.done), 'layer')} {done} ({target.name})"
+    notes = [f"{kernels}, {_counted(work.stored, 'weight')} stored as int8, {work.left} Conv, Gemm, MatMul left float"]
     if context.statistics is None:
         notes.append("no real inputs to calibrate with: nothing runs on integers, weights are only stored as int8")
     if not target.measured:
         notes.append(f"what pays on {target.name} follows {target.costs.source}, not measurements")
     if settings.weights == "u8" and not target.unsigned_weights:
         notes.append(f"{target.name} has no kernels for unsigned weights: signed ones were written")
-    return PassResult(smoothed + work.changes, work.skipped, notes + before + chosen + left + work.remarks)
+    return PassResult(smoothed + work.changes, work.skipped, [*notes, *before, *chosen, *choice.told, *work.remarks])
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _smoothed(model: Model, context: Context, settings: Settings) -> tuple[Context, list[Change]]:
@@ -154,6 +159,10 @@ def _smoothed(model: Model, context: Context, settings: Settings) -> tuple[Conte
     found = balance.smooth(model, statistics, balance.Smoothing(among=planned, near=True))
     model.normalize()
     return context, list(found.changes)
+
+
+def _limited(settings: Settings, choice: Choice) -> Settings:
+    return settings if choice.storage else replace(settings, storage=False)
 
 
 def _run(model: Model, context: Context, settings: Settings, calibrator: str, floats: Mapping[Variable, str]) -> _Work:
@@ -184,14 +193,14 @@ class _Trials:
     @property
     def layers(self) -> list[tuple[Variable, str]]:
         """(output of the node, name) of the layers that quantization takes."""
-        work = self._tried({}, self.settings)[1]
+        work = self._tried(Choice(), self.settings)[1]
         names = {label(node): node for node in work.done}
         outputs = {label(node): node.outputs[0] for body in self.model.bodies() for node in body.nodes if node.outputs}
         return [(outputs[name], name) for name in names]
 
-    def made(self, floats: Mapping[Variable, str]) -> Model:
-        """The quantized model with these layers float."""
-        return self._tried(floats, self.settings)[0]
+    def made(self, choice: Choice) -> Model:
+        """The quantized model with what was chosen to stay float."""
+        return self._tried(choice, _limited(self.settings, choice))[0]
 
     def alone(self, output: Variable) -> Model:
         """The model with nothing quantized but one layer."""
@@ -204,13 +213,13 @@ class _Trials:
             all_layers=True,
             sequential_bias=False,
         )
-        return self._tried({}, alone)[0]
+        return self._tried(Choice(), alone)[0]
 
-    def _tried(self, floats: Mapping[Variable, str], settings: Settings) -> tuple[Model, _Work]:
+    def _tried(self, choice: Choice, settings: Settings) -> tuple[Model, _Work]:
         clone = self.model.clone()
         statistics = self.context.statistics
         context = replace(self.context, statistics=statistics and statistics.moved(clone.tensors))
-        there = {clone.tensors[id(output)]: reason for output, reason in floats.items()}
+        there = {clone.tensors[id(output)]: reason for output, reason in choice.floats.items()}
         return clone.model, _run(clone.model, context, settings, self.calibrator, there)
 
 
@@ -221,7 +230,7 @@ def _choose(model: Model, context: Context, settings: Settings) -> tuple[str, li
         return names[0], []
     if context.compare is None:
         return names[0], [f"nothing to compare calibrators on: {names[0]}, the first, was used"]
-    scores = {name: context.compare(_Trials(model, context, settings, name).made({})) for name in names}
+    scores = {name: context.compare(_Trials(model, context, settings, name).made(Choice())) for name in names}
     best = choose(scores)
     others = ", ".join(f"{name} {score:.1f}" for name, score in scores.items() if name != best)
     return best, [f"ranges by {best}: {scores[best]:.1f} dB at the outputs; {others}"]
