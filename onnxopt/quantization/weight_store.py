@@ -29,7 +29,7 @@ from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import storage
 from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.layers import channel_axis, layout_of, shared_tensors
-from onnxopt.quantization.moments import second_moments
+from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes, has_int4
@@ -89,7 +89,7 @@ def requests(model: Model, storing: Storing, selection: Selection) -> Requests:
     mine = {found.node for found in wanted if storing.correct_bias}
     biased = {node: tensor for node, tensor in biased_inputs(model).items() if node in mine}
     means = dict.fromkeys((tensor, channel_axis(node)) for node, tensor in biased.items())
-    return Requests(grams=tuple(fed), channel_means=tuple(means))
+    return Requests(grams=tuple(affordable(fed)), channel_means=tuple(means))
 
 
 def biased_inputs(model: Model) -> dict[Node, Variable]:

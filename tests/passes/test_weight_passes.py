@@ -15,6 +15,7 @@ from onnxopt.errors import UsageError
 from onnxopt.model import Model, load
 from onnxopt.passbase import Context, Pass, PassResult, lookup
 from onnxopt.pipeline.grammar import parse as parse_passes
+from onnxopt.quantization import moments
 from onnxopt.runtime import Session
 from onnxopt.target import resolve
 from tests.passes.quantizing import Array, nodes, normal, optimized, parse, samples, weight
@@ -257,6 +258,22 @@ def test_error_feedback_on_inputs_not_seen() -> None:
     plain = effective_error("int4:feedback=false", feeds, seen)
     fed = effective_error("int4", feeds, seen)
     assert fed < 0.6 * plain
+
+
+def test_second_moments_keep_to_a_limit_of_memory_small_layers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "g (float[m, 96] x) => (float[m, 96] y) { h = MatMul(x, w)  z = MatMul(h, v)  y = MatMul(z, u) }"
+    values = {"w": weight(96, 200), "v": weight(200, 64), "u": weight(64, 96)}
+    feeds = [{"x": correlated(40, 96, seed)} for seed in range(3)]
+
+    def fed(limit: int) -> list[bool]:
+        monkeypatch.setattr(moments, "MOST_BYTES", limit)
+        return ["error feedback" in change.detail for change in run(parse(text, values), "int4", feeds).changes]
+
+    sizes = [16 * inputs**2 for inputs in (96, 200, 64)]
+    assert fed(sum(sizes)) == [True, True, True]
+    assert fed(sizes[0] + sizes[2]) == [True, False, True]
+    assert fed(sizes[2]) == [False, False, True]
+    assert fed(0) == [False, False, False]
 
 
 def test_error_feedback_in_groups_and_shared_weights() -> None:
