@@ -95,20 +95,24 @@ class Smoothing:
     alpha: share of the range that moves, 0 to 1, by the formula; None: only outliers move, as far as that pays.
     insert: put a Mul before MatMul and Gemm where no constant takes the division in; else such layers are left alone.
     among: smooth no other layers than these; None: all. near: only constants that make the tensor itself take the
-    division in, or make it from one that `statistics` know nothing of, so that no other figures become wrong.
+    division in, or make it from one that `statistics` know nothing of, so that no other figures become wrong. least:
+    fewest channels that are smoothed.
     """
 
     alpha: float | None = None
     insert: bool = True
     among: frozenset[Node] | None = None
     near: bool = False
+    least: int = 1
 
 
-def smooth_requests(model: Model, insert: bool = True) -> Requests:
-    """Ranges and mean squares of the channels of the tensors that can be smoothed. insert: as in Smoothing."""
+def smooth_requests(model: Model, insert: bool = True, least: int = 1) -> Requests:
+    """Ranges and mean squares of the channels of the tensors that can be smoothed. insert, least: as in Smoothing."""
     rescaler = Rescaler(model)
     read = []
     for group in _groups(model, SMOOTHED, []):
+        if group.channels < least:
+            continue
         try:
             _smoothing_way(group, model, rescaler, insert)
             read.append((group.tensor, group.axis))
@@ -127,6 +131,8 @@ def smooth(model: Model, statistics: Statistics | None, settings: Smoothing) -> 
     rescaler = Rescaler(model)
     for group in _groups(model, SMOOTHED, skipped):
         try:
+            if group.channels < settings.least:
+                raise Refused(f"it reads {group.channels} channels only")
             if settings.among is not None and not settings.among.issuperset(group.layers):
                 raise Refused("not all that read its input run on integers")
             way = _smoothing_way(group, model, rescaler, settings.insert)

@@ -59,6 +59,9 @@ from onnxopt.target import Target
 UNSIGNED_GAIN = 3.0
 UNSIGNED_TIME = 0.05
 
+# Channels that an input needs to be looked at for outliers: among few, none stands out by much.
+FEWEST_SMOOTHED = 32
+
 # what the pass writes of one weight: its codes, and as constants codes, scales, zero-points
 Written = tuple[LayerWeight, Constant, Constant, Constant]
 Key = tuple[int, ...]
@@ -118,10 +121,10 @@ def requests(model: Model, settings: Settings) -> Requests:
         if settings.correct_bias and layer.body is model.graph
     ]
     grams = affordable([layer.node for layer in layers if layer.body is model.graph]) if settings.feedback else []
+    smooth = balance.smooth_requests(model, least=FEWEST_SMOOTHED) if settings.smooth else Requests()
+    means = [channels for channels in means if channels not in smooth.channel_moments]  # which tell the means too
     more = Requests(channel_means=tuple(means), grams=tuple(grams))
-    if settings.smooth:
-        more |= balance.smooth_requests(model)
-    return calibration_requests(tensors, settings.calibrators) | more
+    return calibration_requests(tensors, settings.calibrators) | smooth | more
 
 
 def quantize(model: Model, context: Context, settings: Settings) -> PassResult:
@@ -156,7 +159,7 @@ def _smoothed(model: Model, context: Context, settings: Settings) -> tuple[Conte
     statistics = context.statistics.copy()
     context = replace(context, statistics=statistics)
     planned = frozenset(_Work(settings, model, context, settings.calibrators[0], {}).planned(statistics))
-    found = balance.smooth(model, statistics, balance.Smoothing(among=planned, near=True))
+    found = balance.smooth(model, statistics, balance.Smoothing(among=planned, near=True, least=FEWEST_SMOOTHED))
     model.normalize()
     return context, list(found.changes)
 

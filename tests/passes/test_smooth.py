@@ -16,6 +16,7 @@ from onnxopt.calibration import collect
 from onnxopt.model import Model, load
 from onnxopt.numerics.affine import sqnr_db
 from onnxopt.passbase import Context, Effect, PassResult
+from onnxopt.passes.int8 import Int8
 from onnxopt.passes.int8_dynamic import Int8Dynamic
 from onnxopt.passes.smooth import Smooth
 from onnxopt.pipeline.grammar import parse as parse_passes
@@ -563,3 +564,18 @@ def test_random_blocks_compute_the_same(seed: int) -> None:
       m = MatMul(z, {draw("w1", size, 12)}) {act} y = MatMul(f, {draw("w2", 12, size)}) }}"""
     feeds = [{"x": normal(2, 5, size, seed=seed + i)} for i in range(2)]
     smoothed(parse(text, values), feeds, alpha=None if rng.random() < 0.6 else float(rng.random()))
+
+
+def test_int8_looks_for_outliers_among_many_channels_only() -> None:
+    text = "g (float[n, 16] x) => (float[n, 80] y) { p = MatMul(x, w)  y = Tanh(p) }"
+    model = parse(text, {"w": weight(16, 80)})
+    feeds = [{"x": normal(8, 16, seed=seed) * PEAKS} for seed in range(4)]
+    assert not Int8().needs(model).channel_moments
+    assert Int8().needs(model).channel_means or not Int8().needs(model).channel_ranges
+    result = quantize(model, feeds)
+    assert {change.kind for change in result.changes} >= {"quantized"}
+    assert not any(change.kind == "smoothed" for change in result.changes)
+    wide = parse(text.replace("16", "64"), {"w": weight(64, 80)})
+    asked = Int8().needs(wide)
+    assert asked.channel_moments
+    assert not set(asked.channel_means) & set(asked.channel_moments)
