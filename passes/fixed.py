@@ -14,19 +14,16 @@ give the same bits on integer kernels and computed in float.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from onnxopt.calibration import CALIBRATORS, Requests
-from onnxopt.errors import UsageError, did_you_mean
-from onnxopt.model import Model
-from onnxopt.passbase import Context, Effect, Pass, PassResult, option
+from onnxopt.passbase import option
 from onnxopt.quantization import static
-from onnxopt.quantization.selection import Selection
+from onnxopt.quantization.passes import StaticPass
 
 
 @dataclass(frozen=True)
-class Fixed(Pass):
+class Fixed(StaticPass):
     """Run layers on fixed-point numbers: 8-bit integers whose scales are powers of two."""
 
     name: ClassVar[str] = "fixed"
@@ -34,55 +31,14 @@ class Fixed(Pass):
     bits: int = option(8, "bits of a weight; each takes a byte", minimum=2, maximum=8)
     activation_bits: int = option(8, "bits that calibrated ranges need; codes take a byte", minimum=2, maximum=8)
     per_channel: bool = option(True, "a power of two for each output channel, not one for each weight")
-    storage: bool = option(True, "store weights that no integer kernel serves as int8")
-    correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
-    feedback: bool = option(False, "round weights so that, on the inputs seen, errors make good for each other")
-    calibrator: tuple[str, ...] = option(
-        ("minmax",), f"how ranges are chosen, of several the one that does best: {', '.join(CALIBRATORS)}"
-    )
-    min_sqnr: float = option(3.0, "dB of typical values over rounding noise that a layer needs")
-    all_layers: bool = option(False, "quantize layers too whose conversions cost more than their integer kernel saves")
-    fallback: bool = option(True, "leave layers float, worst first, until the budgets on quality hold")
-    aim: float = option(0.0, "dB that outputs must reach; layers are left float until they do", minimum=0.0)
-    only: tuple[str, ...] = option((), "names or patterns of the layers that may be quantized; default all")
-    exclude: tuple[str, ...] = option((), "names or patterns of nodes that stay as they are")
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        unknown = next((name for name in self.calibrator if name not in CALIBRATORS), None)
-        if unknown is not None:
-            raise UsageError(f"pass 'fixed': unknown calibrator {unknown!r}", did_you_mean(unknown, CALIBRATORS))
-        if not self.calibrator:
-            raise UsageError("pass 'fixed': no calibrator is named", f"use one of: {', '.join(CALIBRATORS)}")
 
     @property
-    def effect(self) -> Effect:
-        """Lossy, always."""
-        return Effect.LOSSY
-
-    def needs(self, model: Model) -> Requests:
-        """Ranges of every tensor that may carry codes; channel means of layer inputs in the main graph."""
-        return static.requests(model, self._settings)
-
-    def run(self, model: Model, context: Context) -> PassResult:
-        """Quantize the layers that have statistics and pay; store the other weights."""
-        self._settings.selection.check(model, self.name)
-        return static.quantize(model, context, self._settings)
-
-    @property
-    def _settings(self) -> static.Settings:
-        return static.Settings(
+    def settings(self) -> static.Settings:
+        """What the engine is told."""
+        return replace(
+            super().settings,
             power_of_two=True,
             bits=self.bits,
             activation_bits=self.activation_bits,
             per_channel=self.per_channel,
-            storage=self.storage,
-            correct_bias=self.correct_bias,
-            feedback=self.feedback,
-            calibrators=self.calibrator,
-            min_sqnr=self.min_sqnr,
-            all_layers=self.all_layers,
-            fallback=self.fallback,
-            aim=self.aim,
-            selection=Selection(self.only, self.exclude),
         )

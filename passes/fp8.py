@@ -9,44 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxopt.calibration import Requests
-from onnxopt.model import Model
 from onnxopt.numerics.formats import FLOAT8
-from onnxopt.passbase import Context, Effect, Pass, PassResult, option
-from onnxopt.quantization import weight_store
-from onnxopt.quantization.selection import Selection
+from onnxopt.passbase import option
+from onnxopt.quantization.passes import WeightPass
 from onnxopt.quantization.weight_store import Storing
+from onnxopt.target import Target
 
 
 @dataclass(frozen=True)
-class Fp8(Pass):
+class Fp8(WeightPass):
     """Store weights as 8-bit floats; compute in float32."""
 
     name: ClassVar[str] = "fp8"
     prepare: ClassVar[tuple[str, ...]] = ("fold_constants", "fuse_bn", "convert_opset:opset=19")
     form: str = option("e4m3", "bits of exponent and fraction", choices=tuple(FLOAT8))
-    correct_bias: bool = option(True, "take the mean error of rounded weights out of the bias")
-    only: tuple[str, ...] = option((), "names or patterns of the nodes whose weights may be stored; default all")
-    exclude: tuple[str, ...] = option((), "names or patterns of nodes that stay as they are")
 
-    @property
-    def effect(self) -> Effect:
-        """Lossy, always."""
-        return Effect.LOSSY
-
-    def needs(self, model: Model) -> Requests:
-        """Channel means of the inputs of layers whose bias can take an error."""
-        return weight_store.requests(model, self._storing, self._selection)
-
-    def run(self, model: Model, context: Context) -> PassResult:
-        """Store what pays."""
-        self._selection.check(model, self.name)
-        return weight_store.store(model, context, self._storing, self._selection)
-
-    @property
-    def _storing(self) -> Storing:
+    def storing(self, target: Target | None) -> Storing:
+        """A scale for each output."""
         return Storing(form=FLOAT8[self.form], correct_bias=self.correct_bias)
-
-    @property
-    def _selection(self) -> Selection:
-        return Selection(self.only, self.exclude)

@@ -9,25 +9,7 @@ from onnxopt.errors import UsageError
 from onnxopt.model import Model
 from onnxopt.passbase import Effect, Pass
 from onnxopt.pipeline.grammar import Step, parse
-
-# Operators that compute on integers in place of floats, or convert between the two.
-_QUANTIZED = frozenset(
-    {
-        "ConvInteger",
-        "DequantizeLinear",
-        "DynamicQuantizeLSTM",
-        "DynamicQuantizeLinear",
-        "DynamicQuantizeMatMul",
-        "GatherBlockQuantized",
-        "MatMulInteger",
-        "MatMulIntegerToFloat",
-        "MatMulNBits",
-        "QGemm",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QuantizeLinear",
-    }
-)
+from onnxopt.quantization.coded import is_quantized
 
 
 def with_prepared(steps: Sequence[Step]) -> list[Step]:
@@ -71,7 +53,7 @@ def still_wanted(steps: Iterable[Step], names: Container[str]) -> bool:
 
 def quantized_nodes(model: Model) -> int:
     """How many nodes compute on quantized values or convert to or from them, in all bodies."""
-    return sum(node.op in _QUANTIZED for body in model.bodies() for node in body.nodes)
+    return sum(is_quantized(node) for body in model.bodies() for node in body.nodes)
 
 
 def check_order(step: Step, model: Model, quantized_before: int) -> None:

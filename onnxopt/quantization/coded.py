@@ -35,6 +35,8 @@ INTEGER_LAYERS: dict[str, tuple[int, int, int] | None] = {
     **dict.fromkeys(("DynamicQuantizeMatMul", "DynamicQuantizeLSTM", "MatMulNBits", "GatherBlockQuantized")),
     **dict.fromkeys(("QAttention", "QEmbedLayerNormalization", "QLinearConvTranspose")),
 }
+# Operators that make or read codes without the work of a layer, beside all QLinear ones.
+_CONVERSIONS = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear"})
 _TABLES = ("Gather",)
 # Operators that hand on values as they are, and those that unpack stored codes.
 _UNPACKERS = MOVERS | {"Cast", "Gather", "Slice"}
@@ -107,6 +109,11 @@ class CodedLayer:
 
 
 _CAST: dict[int, type[np.generic]] = {2: np.uint8, 3: np.int8}
+
+
+def is_quantized(node: Node) -> bool:
+    """Whether a node computes on codes in place of floats, or converts between the two."""
+    return node.op in _CONVERSIONS or node.op in INTEGER_LAYERS or node.op.startswith("QLinear")
 
 
 def coded_layers(model: Model) -> Iterator[CodedLayer]:

@@ -27,6 +27,7 @@ from onnx import TensorProto
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.passbase import Change, Skip
+from onnxopt.quantization.coded import is_quantized
 from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.writer import QdqWriter
 
@@ -45,8 +46,6 @@ PARAMETER_ERROR = 0.01
 SUBNORMAL = 0.1
 # Operators that turn a rounded-off zero into an infinity.
 _DIVIDING = frozenset({"Div", "Log", "Mod", "Pow", "Reciprocal"})
-# Operators whose constants the runtime must find as initializers to choose their integer kernels, beside Q*Linear*.
-_QUANTIZED = frozenset({"QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"})
 _SHAPING = {"Resize": (1, 2), "Upsample": (1,)}
 
 
@@ -117,13 +116,6 @@ def half_already(model: Model) -> str | None:
             if tensor.dtype is not None and tensor.dtype in narrow:
                 return str(tensor.name)
     return None
-
-
-def is_quantized(node: Node) -> bool:
-    """Whether a node takes or makes integer codes of floats."""
-    return node.op in _QUANTIZED or node.op.startswith(
-        ("QLinear", "QGemm", "QAttention", "MatMulNBits", "GatherBlockQuantized")
-    )
 
 
 def quantized_node(model: Model) -> Node | None:

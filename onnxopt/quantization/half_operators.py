@@ -13,7 +13,8 @@ from onnxopt.calibration import Statistics
 from onnxopt.graph import operators
 from onnxopt.graph.shapes import Fact
 from onnxopt.model import Constant, Model, Node, Variable
-from onnxopt.quantization.half import FLOAT32, HalfFormat, counts_exactly, is_quantized, trouble
+from onnxopt.quantization.coded import is_quantized
+from onnxopt.quantization.half import FLOAT32, HalfFormat, counts_exactly, trouble
 
 # How much larger than the measured values those of other inputs may be.
 MARGIN = 4.0
