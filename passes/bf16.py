@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxopt.errors import UsageError
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import half, halving
-from onnxopt.quantization.selection import Selection
 
 
 @dataclass(frozen=True)

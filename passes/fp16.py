@@ -9,10 +9,10 @@ import onnx
 
 from onnxopt.calibration import Requests
 from onnxopt.errors import UsageError, did_you_mean
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import half, halving
-from onnxopt.quantization.selection import Selection
 from onnxopt.target import Target
 
 

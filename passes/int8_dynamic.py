@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import dynamic
-from onnxopt.quantization.selection import Selection
 
 
 @dataclass(frozen=True)

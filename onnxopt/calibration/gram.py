@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +18,36 @@ import numpy.typing as npt
 from onnxopt.model import Constant, Node
 
 POSITIONS = 64  # output positions of a Conv for each item of the batch
-ROWS = 256  # rows of a MatMul or Gemm for each item of the batch
+ROWS = 256  # rows of a MatMul or Gemm, and positions of a tensor's channels, for each item of the batch
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
 Rows = npt.NDArray[np.float64]
+
+
+class Cutter(Protocol):
+    """Cuts rows [groups, rows, K] float64 out of a tensor; batch: items that it holds along its first axis."""
+
+    def rows(self, activation: npt.NDArray[np.float32], batch: int = 1) -> Rows:
+        """The rows, [groups, rows, K]."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChannelRows:
+    """One row for each position of a tensor: what all channels of `axis` hold there."""
+
+    axis: int
+
+    def rows(self, activation: npt.NDArray[np.float32], batch: int = 1) -> Rows:
+        """[1, rows, channels]; of each item of the batch at most ROWS, evenly spread."""
+        lines = np.moveaxis(activation, self.axis, -1)
+        each = math.prod(lines.shape[:-1])
+        lines = lines.reshape(each, -1)
+        items = batch if batch > 0 and each % batch == 0 else 1
+        each //= items
+        if each > ROWS:
+            lines = lines.reshape(items, each, -1)[:, spread(each, ROWS)].reshape(-1, lines.shape[-1])
+        return lines[None].astype(np.float64)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from onnxopt.calibration.bodies import closed, homes
-from onnxopt.calibration.gram import Patches, patches_of
+from onnxopt.calibration.gram import ChannelRows, Cutter, patches_of
 from onnxopt.calibration.instrument import Subject, Wanted, can_cut
 from onnxopt.calibration.requests import Requests
 from onnxopt.calibration.sampling import Grid, grid
@@ -19,7 +19,7 @@ from onnxopt.graph.bounds import Bounds, value_bounds
 from onnxopt.graph.determined import shape_determined
 from onnxopt.graph.layouts import blocked, channels_first
 from onnxopt.graph.shapes import known
-from onnxopt.model import Constant, Model, Node, Variable
+from onnxopt.model import Constant, Model, Variable
 
 Shape = tuple[int, ...]
 
@@ -48,7 +48,7 @@ class Tensor:
     means: list[int] = field(default_factory=list)
     squares: list[int] = field(default_factory=list)
     firings: list[tuple[int, float]] = field(default_factory=list)
-    grams: list[tuple[Node, Patches]] = field(default_factory=list)
+    grams: list[tuple[str, Any, Cutter]] = field(default_factory=list)
     watched: bool = False
     broken: bool = False
 
@@ -121,7 +121,7 @@ class Tensor:
         flags = {"ranges": self.range, "extremes": self.extremes, "moments": self.moments, "histograms": self.histogram}
         yield from ((kind, variable) for kind, wanted in flags.items() if wanted)
         yield from self.by_channel()
-        yield from (("grams", node) for node, _ in self.grams)
+        yield from ((kind, subject) for kind, subject, _ in self.grams if kind == "grams")
 
     def by_channel(self) -> Iterator[tuple[str, tuple[Any, ...]]]:
         """(kind, (variable, axis, ...)) of what is asked of each of its channels."""
@@ -129,6 +129,7 @@ class Tensor:
         for kind, wanted in axes.items():
             yield from ((kind, (self.variable, axis)) for axis in wanted)
         yield from (("firings", (self.variable, axis, threshold)) for axis, threshold in self.firings)
+        yield from ((kind, subject) for kind, subject, _ in self.grams if kind == "channel_grams")
 
     def drop_axes(self, rank: int) -> None:
         """Forget the channel axes that a tensor of so many axes does not have."""
@@ -136,6 +137,9 @@ class Tensor:
             [axis for axis in axes if -rank <= axis < rank] for axes in (self.ranges, self.means, self.squares)
         )
         self.firings = [(axis, threshold) for axis, threshold in self.firings if -rank <= axis < rank]
+        self.grams = [
+            gram for gram in self.grams if not isinstance(gram[2], ChannelRows) or -rank <= gram[2].axis < rank
+        ]
 
 
 class Plan:
@@ -219,7 +223,10 @@ class Plan:
                 self._statistics.record_skip(node, "multiplies a constant", "grams")
             else:
                 for tensor in self._tensor(node.inputs[0], "grams", node):
-                    tensor.grams.append((node, patches))
+                    tensor.grams.append(("grams", node, patches))
+        for variable, axis in requests.channel_grams:
+            for tensor in self._tensor(variable, "channel_grams", (variable, axis)):
+                tensor.grams.append(("channel_grams", (variable, axis), ChannelRows(axis)))
 
     def _tensor(self, variable: object, kind: str, subject: object) -> Iterator[Tensor]:
         """The tensor, or none where it is not of the main graph or holds no numbers, which is recorded."""

@@ -109,7 +109,10 @@ class Readings:
                 self.statistics.tally("extremes", tensor.variable, ExtremesTally).runs += 1
 
     def finish(self) -> None:
-        """Hand the histograms over."""
+        """Hand the histograms over, and take in rows that wait."""
+        for _, _, tally in self.statistics.tallies():
+            if isinstance(tally, GramTally):
+                tally.settle()
         for tensor, at in self._at.items():
             found = self._histograms[at]
             if not tensor.broken:
@@ -167,10 +170,10 @@ class Readings:
         for axis in tensor.averaged:
             if mean_is_sum(axis, values.ndim):
                 self._channel_mean(tensor, Reading("", "channel_mean", (axis,)), values, run)
-        for node, patches in tensor.grams:
-            rows = patches.rows(values, run.batch)
+        for kind, subject, cutter in tensor.grams:
+            rows = cutter.rows(values, run.batch)
             make = partial(GramTally.empty, rows.shape[0], rows.shape[2])
-            tally = self._like("grams", node, make, rows.shape[2])
+            tally = self._like(kind, subject, make, rows.shape[2])
             if tally is not None:
                 tally.add(rows)
 

@@ -24,6 +24,7 @@ class Requests:
     over all other axes.
     firings: (tensor, axis, threshold): at how many positions each channel is above the threshold.
     grams: Conv, Gemm and MatMul nodes: second moments of all pairs of inputs that their weight multiplies (`gram`).
+    channel_grams: (tensor, axis): second moments of all pairs of channels at the same position.
     """
 
     ranges: tuple[Variable, ...] = ()
@@ -35,6 +36,7 @@ class Requests:
     channel_moments: tuple[Channels, ...] = ()
     firings: tuple[tuple[Variable, int, float], ...] = ()
     grams: tuple[Node, ...] = ()
+    channel_grams: tuple[Channels, ...] = ()
 
     def __or__(self, other: Requests) -> Requests:
         """Both requests, each thing once."""

@@ -158,10 +158,11 @@ class Statistics:
 
     def gram(self, node: Node) -> Gram | None:
         """Second moments of the inputs that the layer's weight multiplies."""
-        found = self._find(GramTally, "grams", node)
-        if found is None or not found.rows:
-            return None
-        return Gram(found.matrix.value / found.rows, found.total.value / found.rows, int(found.rows))
+        return _gram(self._find(GramTally, "grams", node))
+
+    def channel_gram(self, tensor: Variable, axis: int) -> Gram | None:
+        """Second moments of all pairs of channels at the same position, one group."""
+        return _gram(self._find(GramTally, "channel_grams", (tensor, axis)))
 
     def reason(self, subject: Subject, kind: str = "ranges") -> str | None:
         """Why `subject` was skipped, as what is said of it: "holds infinities (feeds[2])"; None when it was not."""
@@ -244,7 +245,7 @@ class Statistics:
         self.record("ranges", result, RangeTally(low.min(), high.max(), count))
         means = ChannelMeanTally(CompensatedSum(moments.mean / factors * moments.count), moments.count)
         self.record("channel_means", (result, axis), means)
-        for kind in ("channel_ranges", "channel_moments"):
+        for kind in ("channel_ranges", "channel_moments", "channel_grams"):
             self._tallies.pop((kind, (result, axis)), None)
         for node in readers:
             gram = self._find(GramTally, "grams", node)
@@ -261,6 +262,12 @@ class Statistics:
     def _find(self, _type: type[T], kind: str, subject: Subject) -> T | None:
         found = self._tallies.get((kind, subject))
         return found if isinstance(found, _type) else None
+
+
+def _gram(tally: GramTally | None) -> Gram | None:
+    if tally is None or not tally.rows:
+        return None
+    return Gram(tally.matrix.value / tally.rows, tally.total.value / tally.rows, int(tally.rows))
 
 
 def _name(subject: Subject) -> str:

@@ -31,7 +31,7 @@ FORMAT = 1
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 _AGAIN = "gather it again with onnxopt calibrate"
 # kinds that are of a tensor and an axis (and a threshold)
-_DETAILS = {"channel_ranges": 1, "channel_means": 1, "channel_moments": 1, "firings": 2}
+_DETAILS = {"channel_ranges": 1, "channel_means": 1, "channel_moments": 1, "channel_grams": 1, "firings": 2}
 # (index of the body, name of the tensor or of the node's first output, axis, threshold)
 Key = tuple[Any, ...]
 
@@ -286,7 +286,7 @@ def _stacked(kind: str, tallies: Sequence[Mapping[str, npt.NDArray[Any]]]) -> di
 def _write(archive: zipfile.ZipFile, name: str, array: npt.NDArray[Any]) -> None:
     info = zipfile.ZipInfo(f"{name}.npy", _EPOCH)
     # random bits do not shrink, and trying takes longest where there are most of them
-    packed = not name.startswith("grams/")
+    packed = not name.startswith(("grams/", "channel_grams/"))
     info.compress_type = zipfile.ZIP_DEFLATED if packed else zipfile.ZIP_STORED
     with archive.open(info, "w", force_zip64=True) as file:
         np.lib.format.write_array(file, np.ascontiguousarray(array) if array.ndim else array, allow_pickle=False)

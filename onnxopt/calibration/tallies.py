@@ -25,6 +25,10 @@ T = TypeVar("T", bound="Tally")
 _WHOLE = frozenset({"count", "counts", "runs", "exponent", "positions", "fired", "rows"})
 
 
+# Rows of a Gram matrix that wait at most before they are multiplied.
+_WAITING = 1024
+
+
 def _no_sum() -> CompensatedSum:
     return CompensatedSum.zeros(())
 
@@ -231,13 +235,26 @@ class GramTally(Tally):
     total: CompensatedSum
     rows: Any = 0
 
+    def __post_init__(self) -> None:
+        self._waiting: list[FloatArray] = []
+
     @classmethod
     def empty(cls, groups: int, inputs: int) -> GramTally:
         """Of no row."""
         return cls(CompensatedSum.zeros((groups, inputs, inputs)), CompensatedSum.zeros((groups, inputs)))
 
     def add(self, rows: FloatArray) -> None:
-        """Add rows [groups, n, K]."""
+        """Add rows [groups, n, K]; of wide layers some wait until there are enough for one product. See `settle`."""
+        self._waiting.append(rows)
+        if sum(waiting.shape[1] for waiting in self._waiting) >= min(rows.shape[2] // 4, _WAITING):
+            self.settle()
+
+    def settle(self) -> None:
+        """Take in the rows that wait."""
+        if not self._waiting:
+            return
+        rows = np.concatenate(self._waiting, axis=1) if len(self._waiting) > 1 else self._waiting[0]
+        self._waiting.clear()
         self.matrix.add(np.matmul(rows.transpose(0, 2, 1), rows))
         self.total.add(rows.sum(axis=1))
         self.rows = self.rows + rows.shape[1]
@@ -254,6 +271,7 @@ KINDS: dict[str, type[Tally]] = {
     "channel_moments": ChannelMomentsTally,
     "firings": FiringTally,
     "grams": GramTally,
+    "channel_grams": GramTally,
 }
 
 

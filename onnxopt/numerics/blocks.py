@@ -156,7 +156,7 @@ def feedback_round(
     left = np.array(matrix, np.float64)
     rows, width = left.shape
     levels = scaling.levels
-    upper = _inverse_factor(second, np.diagonal(second) <= 0)
+    upper = inverse_factor(second, np.diagonal(second) <= 0)
     spread = np.square(np.diagonal(upper))
     codes = np.zeros((rows, width), np.int8)
     chosen = np.ones((rows, -(-width // size)), np.float32) if scales is None else scales
@@ -255,7 +255,7 @@ def output_error(matrix: npt.NDArray[np.floating], rounded: npt.NDArray[np.float
     return float(np.einsum("rk,kj,rj->", apart, second, apart, optimize=True)) / power if power > 0 else 0.0
 
 
-def _inverse_factor(second: Wide, dead: npt.NDArray[np.bool_]) -> Wide:
+def inverse_factor(second: Wide, dead: npt.NDArray[np.bool_]) -> Wide:
     """Upper triangular U with U^T U the inverse of the damped second moments (a Cholesky factor)."""
     damped = np.array(second, np.float64)
     diagonal = np.einsum("kk->k", damped)

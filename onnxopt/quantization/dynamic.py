@@ -37,6 +37,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxopt.graph.edit import label
+from onnxopt.graph.selection import Selection
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.affine import CodeArray, FloatArray
@@ -46,7 +47,6 @@ from onnxopt.passbase import Change, PassResult, Skip
 from onnxopt.quantization import qdq, storage
 from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.layers import layout_of, only_consumer, shared_tensors, unfit_weight
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.writer import FLOAT, QdqWriter
 from onnxopt.target import CostFacts, Target
 

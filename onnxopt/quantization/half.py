@@ -25,10 +25,10 @@ import numpy.typing as npt
 from onnx import TensorProto
 
 from onnxopt.graph.edit import label
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.passbase import Change, Skip
 from onnxopt.quantization.coded import is_quantized
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.writer import QdqWriter
 
 FLOAT = int(TensorProto.FLOAT)

@@ -9,11 +9,11 @@ import numpy as np
 
 from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph.edit import label
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Model, Node
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import half, half_graph
 from onnxopt.quantization.half import HalfFormat, Halves
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.writer import QdqWriter
 from onnxopt.target import Target
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from onnxopt.calibration import CALIBRATORS, Requests
 from onnxopt.errors import UsageError, did_you_mean
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Model
 from onnxopt.passbase import Context, Effect, Pass, PassResult, option
 from onnxopt.quantization import static, weight_store
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.weight_store import Storing
 from onnxopt.target import Target
 

@@ -24,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.calibration import Range, Requests, Statistics, calibrated_ranges, calibration_requests, choose
+from onnxopt.calibration.moments import affordable, second_moments
 from onnxopt.graph.edit import label
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics import affine, fixed_point
 from onnxopt.numerics.affine import QParams
@@ -46,9 +48,7 @@ from onnxopt.quantization.codes import implied, shared_params, within
 from onnxopt.quantization.fallback import Choice
 from onnxopt.quantization.islands import Islands, drop_unprofitable, multiply_adds, plan
 from onnxopt.quantization.layers import FloatArray, Layer, channel_axis, find_layers, shared_tensors
-from onnxopt.quantization.moments import affordable, second_moments
 from onnxopt.quantization.precision import before_logarithms
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_store import Storing, WeightStore
 from onnxopt.quantization.writer import QdqWriter

@@ -72,7 +72,7 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """One input of one node that is a large float32 constant. kept: axes along which scales run."""
+    """One input of one node that is a constant weight. kept: axes along which scales run."""
 
     node: Node
     at: int
@@ -194,21 +194,22 @@ def _producer(tensor: object) -> Node | None:
 
 def find_stored(model: Model) -> Iterator[Stored]:
     """Every float32 weight of a listed operator, outside of local functions."""
-    return (found for found in _weights(model) if found.weight.dtype == np.float32)
+    return (found for found in find_weights(model) if found.weight.dtype == np.float32)
 
 
 def find_other_floats(model: Model) -> Iterator[Stored]:
     """The weights that would be among those of `find_stored` if they were not of another floating type."""
     floats = ("float16", "bfloat16", "float64")
-    return (found for found in _weights(model) if str(found.weight.dtype) in floats)
+    return (found for found in find_weights(model) if str(found.weight.dtype) in floats)
 
 
-def _weights(model: Model) -> Iterator[Stored]:
+def find_weights(model: Model) -> Iterator[Stored]:
+    """Every constant weight of a listed operator, of any type, outside of local functions."""
     for body in model.bodies():
         if body.function is not None:
             continue
         for node in body.nodes:
-            for at in _inputs(node):
+            for at in weight_inputs(node):
                 weight = node.inputs[at] if at < len(node.inputs) else None
                 if not isinstance(weight, Constant):
                     continue
@@ -217,7 +218,8 @@ def _weights(model: Model) -> Iterator[Stored]:
                     yield Stored(node, at, body, weight, kept)
 
 
-def _inputs(node: Node) -> tuple[int, ...]:
+def weight_inputs(node: Node) -> tuple[int, ...]:
+    """Positions of the inputs that may be a weight, of the listed operators; none of others."""
     table = {"Conv": (1,), "ConvTranspose": (1,), "Gemm": (1,), "MatMul": (0, 1), "Gather": (0,)}
     table |= dict.fromkeys(("LSTM", "GRU", "RNN"), (1, 2))
     return table.get(node.op, ()) if node.kind[0] == "" else ()

@@ -19,7 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.calibration import Requests, Statistics
+from onnxopt.calibration.moments import affordable, second_moments
 from onnxopt.graph.edit import label
+from onnxopt.graph.selection import Selection
 from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.affine import FloatArray
 from onnxopt.numerics.blocks import Blocks, Levels, Scaling, Wide, feedback_round, output_error, refined, searched
@@ -29,8 +31,6 @@ from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization import storage
 from onnxopt.quantization.coded import left_as_quantized
 from onnxopt.quantization.layers import channel_axis, layout_of, shared_tensors
-from onnxopt.quantization.moments import affordable, second_moments
-from onnxopt.quantization.selection import Selection
 from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.weight_nodes import InBlocks, PerChannel, WeightNodes, has_int4
 from onnxopt.quantization.writer import QdqWriter

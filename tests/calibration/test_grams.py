@@ -195,3 +195,20 @@ def test_spread(total: int, wanted: int) -> None:
     assert chosen.size == 0 or (chosen[0] >= 0 and chosen[-1] < total)
     if total > 2 * wanted > 20:  # Weyl: no gap is more than about twice the usual
         assert np.diff(chosen).max() <= 3 * total / wanted + 2
+
+
+@pytest.mark.parametrize("axis", [1, 2, -1])
+def test_channels_of_any_axis(axis: int) -> None:
+    """Of many positions some are looked at, the same for every sample whatever else is in the batch."""
+    the_model = load(proto("g (float[N, 6, 5, 40] x) => (float[N, 6, 5, 40] y) { y = Abs(x) }"))
+    y = the_model.graph.outputs[0]
+    rng = np.random.default_rng(3)
+    arrays = [rng.standard_normal((1, 6, 5, 40)).astype(np.float32) for _ in range(3)]
+    found = collect(the_model, Requests(channel_grams=((y, axis),)), feeds(*arrays)).channel_gram(y, axis)
+    assert found is not None
+    channels = arrays[0].shape[axis]
+    lines = [np.moveaxis(np.abs(array), axis, -1).reshape(-1, channels) for array in arrays]
+    judge(found, [line[spread(len(line), ROWS)][None] for line in lines])
+    joined = collect(the_model, Requests(channel_grams=((y, axis),)), feeds(*arrays), batch=3).channel_gram(y, axis)
+    assert joined is not None
+    assert np.allclose(joined.second, found.second, rtol=1e-12, atol=1e-14)

@@ -36,7 +36,8 @@ def example() -> tuple[Model, Requests]:
     inner = tuple(t for body in the_model.bodies() if body.parent for node in body.nodes for t in node.outputs)
     wanted = tensors(the_model, "x a y")
     gram = next(node for node in the_model.graph.nodes if node.op == "MatMul")
-    requests = everything(wanted, (1, -1), 0.1, [gram])
+    channels = Requests(channel_grams=tuple((each, axis) for each in wanted for axis in (1, -1)))
+    requests = everything(wanted, (1, -1), 0.1, [gram]) | channels
     return the_model, requests | Requests((*inner, tensor(the_model, "l")), moments=tensors(the_model, "l"))
 
 
@@ -134,7 +135,7 @@ def test_merging_changes_none_of_the_parts() -> None:
 def test_parts_with_other_channels_are_skipped_as_samples_would_be() -> None:
     the_model = model("g (float[n, c] x) => (float[n, c] y) { y = Neg(x) }")
     y = tensor(the_model, "y")
-    requests = everything((y,), (1,))
+    requests = everything((y,), (1,)) | Requests(channel_grams=((y, 1),))
     each = [Sample({"x": np.ones((2, n), np.float32)}, None, str(n)) for n in (3, 5)]
     whole = collect(the_model, requests, each)
     parts = [collect(the_model, requests, [sample]) for sample in each]

@@ -39,7 +39,7 @@ def tensors(model: Model, names: str) -> tuple[Variable, ...]:
 def everything(
     wanted: Iterable[Variable], axes: Sequence[int] = (), threshold: float = 0.25, grams: Iterable[Node] = ()
 ) -> Requests:
-    """All kinds of statistics of these tensors."""
+    """All kinds of statistics of these tensors, but for the Gram matrices of their channels: axes may be long."""
     all_of_them = tuple(wanted)
     channels = tuple((variable, axis) for variable in all_of_them for axis in axes)
     return Requests(
@@ -173,10 +173,23 @@ def _check_channels(found: Statistics, requests: Requests, truth: Exposed, relat
         assert moments.count == values.shape[1]
         close(moments.mean, values.mean(axis=1), relative, np.abs(values).mean(axis=1))
         close(moments.mean_square, np.square(values).mean(axis=1), 2 * relative)
+    for variable, axis in requests.channel_grams:
+        _check_channel_gram(found, variable, axis, truth, relative)
     for variable, axis, threshold in requests.firings:
         share, values = found.firing(variable, axis, threshold), truth.channels(variable, axis)
         fired = (values > np.float32(threshold)).mean(axis=1)
         close(share, fired, 1e-12 if exact else 1e-3, 1.0)
+
+
+def _check_channel_gram(found: Statistics, variable: Variable, axis: int, truth: Exposed, relative: float) -> None:
+    gram, values = found.channel_gram(variable, axis), truth.channels(variable, axis)
+    assert gram is not None
+    assert gram.rows <= values.shape[1]
+    if gram.rows < values.shape[1]:  # a subset of the positions was looked at
+        return
+    size = np.sqrt(np.square(values).mean(axis=1))
+    close(gram.second[0], values @ values.T / gram.rows, 4 * relative, np.outer(size, size))
+    close(gram.mean[0], values.mean(axis=1), relative, np.abs(values).mean(axis=1))
 
 
 def same(one: Statistics, other: Statistics, sums: float = 1e-12) -> None:
