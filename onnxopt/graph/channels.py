@@ -132,14 +132,22 @@ def _demands(maps: AxisMaps) -> tuple[dict[int, _Demand], Counter[_Class]]:
 def _silent(reader: Reader) -> Mask:
     """Positions of the read axis whose weights are all zero."""
     weights = reader.spread(np.asarray(reader.node.inputs[reader.index].values))
+    if reader.own is not None:
+        weights = np.where(reader.own, 0, weights)
     return np.asarray((weights == 0).all(axis=(1, 3))).reshape(-1)
 
 
-def held_channels(maps: AxisMaps) -> set[int]:
-    """Sets of channels that stay: frozen ones, and those that a product of two tensors needs."""
+def frozen_channels(maps: AxisMaps) -> set[int]:
+    """Sets of channels that can't be cut from the graph, whatever they contribute."""
     held: set[int] = set()
     for channels, _, _ in maps.frozen:
         held.update(maps.channels.roots(channels).tolist())
+    return held
+
+
+def held_channels(maps: AxisMaps) -> set[int]:
+    """Sets of channels that lossless pruning leaves: frozen ones, and those that a product of two tensors needs."""
+    held = frozen_channels(maps)
     for product in maps.products:
         held.update(maps.channels.roots(product.channels[product.needed]).tolist())
     return held
@@ -190,14 +198,27 @@ def _site_cuts(maps: AxisMaps, sites: list[Counter[int]], removed: dict[int, str
 
 
 def frozen_reasons(maps: AxisMaps) -> list[tuple[str, str]]:
-    """(node, reason) for everything that keeps channels from being removed, each once, in graph order."""
-    return list(dict.fromkeys((where, reason) for channels, where, reason in maps.frozen if len(channels)))
+    """(node, reason) for everything that keeps channels from being removed, each once, in graph order.
+
+    Axes of data that no node of the model made channels of could not be cut anyway and are left out.
+    """
+    made = np.concatenate([np.zeros(0, np.int64), *(site.channels for site in maps.sites)])
+    roots = np.unique(maps.channels.roots(made))
+    return list(
+        dict.fromkeys(
+            (where, reason)
+            for channels, where, reason in maps.frozen
+            if np.isin(maps.channels.roots(channels), roots).any()
+        )
+    )
 
 
-def remove(maps: AxisMaps, plan: Plan) -> None:
+def remove(maps: AxisMaps, plan: Plan, compensate: bool = True) -> None:
     """Carry out a plan: move contributions, cut weights, rewrite attributes and shapes.
 
-    The maps describe the old model afterwards and are spent.
+    The maps describe the old model afterwards and are spent. compensate: give the weights on removed channels to what
+    stays, which asks for a lossless plan; without it any sets of channels that nothing holds can go, and what they
+    contributed is lost.
     """
     gone = np.array(sorted(plan.removed), np.int64)
 
@@ -205,7 +226,7 @@ def remove(maps: AxisMaps, plan: Plan) -> None:
         return ~np.isin(maps.channels.roots(channels), gone)
 
     replaced = _Replacements(maps.model)
-    for reader in maps.readers:
+    for reader in maps.readers if compensate else ():
         _compensate(reader, keep(reader.read.channels), replaced)
     for parameter in maps.parameters:
         kept = keep(parameter.channels)

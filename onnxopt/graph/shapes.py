@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TypeProto, ValueInfoProto, helper, shape_inference
 
+from onnxopt.graph.shape_hints import shape_hints
 from onnxopt.model import Graph, Model
 from onnxopt.model.importer import describe
 
@@ -16,11 +17,11 @@ from onnxopt.model.importer import describe
 def infer(model: Model, data_prop: bool = True) -> None:
     """Fill in the dtype and shape of every variable that has none, from onnx's shape inference.
 
-    What the file states is left as it is. Tensors that inference can't tell stay unknown (None). Works above 2 GB:
-    large initializers of the main graph stand beside the skeleton.
+    What the file states is left as it is, but that lengths it leaves open are filled in. Tensors that inference can't
+    tell stay unknown (None). Works above 2 GB: large initializers of the main graph stand beside the skeleton.
     """
     proto, _ = model.skeleton()
-    inferred = _inferred(proto, data_prop)
+    inferred = _inferred(proto, data_prop, shape_hints)
     if inferred is not None:
         _visit(model.graph, inferred.graph, _describe)
 
@@ -84,11 +85,14 @@ def _forget_shape(kind: TypeProto) -> None:
 
 # Operators whose output has as many axes as their shape input, at this position, has elements.
 _SHAPE_INPUT = {"Reshape": 1, "ConstantOfShape": 0}
-_MAX_HINTS = 8
+_MAX_HINTS = 24
+_Hints = Callable[[GraphProto], list[ValueInfoProto]]
 
 
-def _inferred(proto: ModelProto, data_prop: bool = True) -> ModelProto | None:
-    """The model with inferred descriptions; `proto` is changed on the way."""
+def _inferred(proto: ModelProto, data_prop: bool = True, more: _Hints | None = None) -> ModelProto | None:
+    """The model with inferred descriptions; `proto` is changed on the way. more: hints besides those of ranks."""
+    given_out = {info.name for info in proto.graph.output}
+    ours = {info.name: info for info in proto.graph.value_info}
     for info in proto.graph.input:
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters write -1 for an open dim
@@ -99,10 +103,28 @@ def _inferred(proto: ModelProto, data_prop: bool = True) -> ModelProto | None:
         except Exception:  # noqa: BLE001  inference raises many types on models the runtime accepts
             return None
         hints = _rank_hints(result.graph)
+        if not hints and more is not None:
+            hints = [hint for hint in more(result.graph) if hint.name not in given_out]
         if not hints:
             break
-        proto.graph.value_info.extend(hints)
+        for hint in hints:
+            if hint.name not in ours:
+                ours[hint.name] = proto.graph.value_info.add()
+                ours[hint.name].CopyFrom(hint)
+            else:
+                _refine(ours[hint.name], hint)
     return result
+
+
+def _refine(info: ValueInfoProto, hint: ValueInfoProto) -> None:
+    """Fill in what a description leaves open."""
+    mine, theirs = info.type.tensor_type, hint.type.tensor_type
+    if not mine.HasField("shape") or len(mine.shape.dim) != len(theirs.shape.dim):
+        info.CopyFrom(hint)
+        return
+    for dim, found in zip(mine.shape.dim, theirs.shape.dim, strict=True):
+        if not dim.HasField("dim_value") and (found.HasField("dim_value") or not dim.dim_param):
+            dim.CopyFrom(found)
 
 
 def _rank_hints(graph: GraphProto) -> list[ValueInfoProto]:
@@ -158,4 +180,19 @@ def _describe(tensor: Any, info: Any) -> None:
         tensor.settle()
     elif tensor.shape is None and shape is not None:
         tensor.shape = shape
+        tensor.settle()
+    elif shape is not None and not tensor.redescribed():
+        _fill_in(tensor, shape)
+
+
+def _fill_in(tensor: Any, shape: Sequence[Any]) -> None:
+    """Numbers for lengths that a description leaves open."""
+    if len(tensor.shape) != len(shape):
+        return
+    filled = [
+        new if isinstance(new, int) and not isinstance(old, int) else old
+        for old, new in zip(tensor.shape, shape, strict=True)
+    ]
+    if filled != list(tensor.shape):
+        tensor.shape = filled
         tensor.settle()

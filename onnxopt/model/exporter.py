@@ -239,7 +239,8 @@ def _described(tensor: Any, info: ValueInfoProto | None) -> ValueInfoProto:
         return proto
     dtype, shape = describe(proto)
     wanted: list[Dim] | None = None if tensor.shape is None else list(tensor.shape)
-    if tensor.dtype is not None and dtype != tensor.dtype:
+    # numpy takes None for float64 where it compares types
+    if tensor.dtype is not None and (dtype is None or dtype != tensor.dtype):
         proto.type.tensor_type.elem_type = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
     if tensor.dtype is not None and wanted is not None and wanted != shape:
         _set_shape(proto, wanted)

@@ -18,7 +18,8 @@ _POSITIVE = ("Relu", "LeakyRelu", "Abs")
 _UNARY = (
     "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Elu", "Selu", "Celu", "Softplus", "Softsign", "Gelu", "Mish",
     "Swish", "ThresholdedRelu", "Exp", "Log", "Sqrt", "Reciprocal", "Erf", "Floor", "Ceil", "Round", "Sign", "Sin",
-    "Cos", "Tan", "Atan", "Cast", "Not", "IsNaN", "Clip",
+    "Cos", "Tan", "Atan", "Cast", "Not", "IsNaN", "IsInf", "Clip", "Shrink", "Asin", "Acos", "Sinh", "Cosh", "Asinh",
+    "Acosh", "Atanh", "BitwiseNot",
 )  # fmt: skip
 _BINARY = (
     "Sub", "Div", "Pow", "Max", "Min", "Mean", "Sum", "PRelu", "Mod", "Where", "Equal", "Greater", "Less",
@@ -26,6 +27,7 @@ _BINARY = (
 )  # fmt: skip
 
 
+@register("Gelu", "BiasGelu", "FastGelu", "QuickGelu", domain="com.microsoft")
 @register(*_LINEAR, *_POSITIVE, *_UNARY, *_BINARY, "Add", "Mul")
 def elementwise(node: Node, maps: AxisMaps) -> None:
     """Ties the inputs' channels position by position; a constant operand is cut along."""
@@ -36,11 +38,16 @@ def elementwise(node: Node, maps: AxisMaps) -> None:
         return
     data = [(index, tensor) for index, tensor in enumerate(node.inputs) if not tensor.is_empty()]
     ranks = [maps.rank(tensor) for _, tensor in data]
+    if ranks == [None]:
+        found = maps.of(data[0][1])
+        outputs = {at: _values(node, maps, data, axis, {0: axis}, {}) for at, axis in found.items()}
+        maps.set(node.outputs[0], outputs if len(outputs) == 1 else {at: _nothing(found[at], maps) for at in found})
+        return
     if any(rank is None for rank in ranks):
         maps.freeze_node(node, f"rank of an input of {node.op} is unknown")
         return
     rank = max(rank for rank in ranks if rank is not None)
-    outputs: dict[int, Axis] = {}
+    outputs = {}
     for axis in range(rank):
         merged = _merge(node, maps, data, rank, axis)
         if merged is not None:
@@ -52,6 +59,9 @@ def elementwise(node: Node, maps: AxisMaps) -> None:
 
 
 def _nothing(axis: Axis, maps: AxisMaps) -> Axis:
+    """The same channels, nothing known of their values unless the whole tensor is one number."""
+    if axis.constant.all() and (axis.scale == axis.scale[0]).all():
+        return axis
     return axis.known(maps.signals.new(len(axis)), np.ones(len(axis)))
 
 

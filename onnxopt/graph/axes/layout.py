@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 
-from onnxopt.graph.axes.axis import ONES, Axis, concatenate
+from onnxopt.graph.axes.axis import ONES, Axis, Ints, concatenate
 from onnxopt.graph.axes.maps import AxisMaps, Keep, is_constant, numbers, register
+from onnxopt.graph.axes.targets import measured_axes, picked
 from onnxopt.graph.edit import is_output, label
 from onnxopt.model import Constant, Node, Variable
 
@@ -102,7 +104,7 @@ def split(node: Node, maps: AxisMaps) -> None:
         _set_numbers(node, maps, "split", 1, [int(keep(piece.channels).sum()) for piece in pieces], 13)
         node.attrs.pop("num_outputs", None)
 
-    maps.on_cut(rewrite)
+    maps.on_cut(rewrite, read.channels)
 
 
 def _split_sizes(node: Node, length: int) -> list[int] | None:
@@ -150,8 +152,14 @@ def slice_(node: Node, maps: AxisMaps) -> None:
         if read is None:
             continue
         if steps[place] != 1:
-            maps.freeze_axis(read, label(node), "Slice with a step is not followed")
             result.pop(axis)
+            if len(axes) > 1 or not modern:
+                maps.freeze_axis(read, label(node), "Slice with a step and other axes is not followed")
+                continue
+            maps.settle(read)
+            picked = np.arange(len(read))[slice(starts[place], ends[place], steps[place])]
+            result[axis] = read.take(picked)
+            _follow_steps(node, maps, read, axis, picked)
             continue
         maps.settle(read)
         begin, stop, _ = slice(starts[place], ends[place]).indices(len(read))
@@ -170,7 +178,20 @@ def _follow_range(node: Node, maps: AxisMaps, read: Axis, place: int, begin: int
             values = [value if at == place else each for at, each in enumerate(old)]
             _set_numbers(node, maps, name, index, values, 10)
 
-    maps.on_cut(rewrite)
+    maps.on_cut(rewrite, read.channels)
+
+
+def _follow_steps(node: Node, maps: AxisMaps, read: Axis, axis: int, picked: Ints) -> None:
+    """What stays of every second position is no range any more: a Gather picks it."""
+
+    def rewrite(keep: Keep) -> None:
+        indices = Constant(f"{label(node)}_indices", picked)
+        node.op, node.inputs = "Gather", [node.inputs[0], indices]
+        node.attrs.clear()
+        node.attrs["axis"] = axis
+        _renumber(node, read, picked, keep)
+
+    maps.on_cut(rewrite, read.channels)
 
 
 @register("Transpose")
@@ -237,21 +258,23 @@ def gather(node: Node, maps: AxisMaps) -> None:
     if not axes:
         return
     rank, picked = maps.rank(data), numbers(node.inputs, 1)
-    if rank is None or not is_constant(indices):
-        maps.freeze(data, label(node), "indices of Gather are not constant")
+    if rank is None or indices.shape is None:
+        maps.freeze(data, label(node), "rank of an input of Gather is unknown")
         return
     along %= rank
     extra = len(indices.shape) - 1
     result = {(a if a < along else a + extra): maps.linear(found, True) for a, found in axes.items() if a != along}
     read = axes.get(along)
-    if read is not None and (extra > 0 or picked is None):
+    if read is not None and picked is None:
+        maps.freeze_axis(read, label(node), "indices of Gather are not constant")
+    elif read is not None and extra > 0:
         maps.freeze_axis(read, label(node), "Gather with indices of this rank is not followed")
     elif read is not None and extra == 0:
         assert picked is not None
         index = np.array(picked, np.int64) % len(read)
         maps.settle(read)
         result[along] = read.take(index)
-        maps.on_cut(lambda keep: _renumber(node, read, index, keep))
+        maps.on_cut(lambda keep: _renumber(node, read, index, keep), read.channels)
     elif read is not None:
         maps.freeze_axis(read, label(node), "Gather picks one of it")
     maps.set(node.outputs[0], result)
@@ -279,17 +302,48 @@ def shape_of(node: Node, maps: AxisMaps) -> None:
     if not axes:
         return
     rank = maps.rank(node.inputs[0])
-    if is_output(node.outputs[0], maps.model):
-        maps.freeze_node(node, "its length is an output")
-    for consumer in node.outputs[0].outputs:
-        picked = numbers(consumer.inputs, 1) if consumer.op == "Gather" else None
-        if node.op == "Size" or rank is None or picked is None or node.attrs:
-            maps.freeze_node(node, f"its length is used through {node.op}")
-            return
-        for axis in {index % rank for index in picked} & set(axes):
-            maps.freeze_axis(axes[axis], label(node), "its length is used in arithmetic")
+    if node.op == "Size" or rank is None:
+        maps.freeze_node(node, f"its length is used through {node.op}")
+        return
+    lengths = [axes.get(axis) for axis in measured_axes(node, rank)]
+    _trace_lengths(node, maps, node.outputs[0], lengths)
     for read in axes.values():
         maps.settle(read)
+
+
+def _trace_lengths(origin: Node, maps: AxisMaps, vector: Any, lengths: list[Axis | None]) -> None:
+    """Freeze the axes whose lengths, entries of `vector`, are used for more than as they are in target shapes."""
+    used = [axis for axis in lengths if axis is not None]
+    if not used:
+        return
+    if is_output(vector, maps.model):
+        for axis in used:
+            maps.freeze_axis(axis, label(origin), "its length is an output")
+    for consumer in vector.outputs:
+        if _is_target(consumer, vector):
+            continue
+        if consumer.op == "Concat" and _only_targets(consumer.outputs[0], maps):
+            continue
+        rest = picked(consumer, lengths) if consumer.inputs[0] is vector else None
+        if rest is not None:
+            _trace_lengths(origin, maps, consumer.outputs[0], rest)
+            continue
+        for axis in used:
+            maps.freeze_axis(axis, label(origin), f"its length is used by {consumer.op}")
+
+
+def _is_target(node: Node, vector: Any) -> bool:
+    """Whether the vector is the target of a Reshape, whose rule ties what comes out with what was measured."""
+    return node.op == "Reshape" and node.inputs[1] is vector and node.inputs[0] is not vector
+
+
+def _only_targets(vector: Any, maps: AxisMaps) -> bool:
+    """Whether all readers use the vector as a target, directly or through nodes that pass it on."""
+    return not is_output(vector, maps.model) and all(
+        _is_target(consumer, vector)
+        or (consumer.op in ("Cast", "Identity") and _only_targets(consumer.outputs[0], maps))
+        for consumer in vector.outputs
+    )
 
 
 @register("Pad")
@@ -300,15 +354,18 @@ def pad(node: Node, maps: AxisMaps) -> None:
         return
     rank = maps.rank(node.inputs[0])
     pads = [int(v) for v in node.attrs["pads"]] if "pads" in node.attrs else numbers(node.inputs, 1)
-    explicit = len(node.inputs) > 3 and not node.inputs[3].is_empty()
-    if pads is None or rank is None or explicit or len(pads) != 2 * rank:
+    named = list(range(rank)) if rank is not None else []
+    if rank is not None and len(node.inputs) > 3 and not node.inputs[3].is_empty():
+        named = [axis % rank for axis in numbers(node.inputs, 3) or []]
+    if pads is None or rank is None or not named or len(pads) != 2 * len(named):
         maps.freeze_node(node, "amounts of Pad are not constant")
         return
+    padded = {axis for at, axis in enumerate(named) if pads[at] or pads[at + len(named)]}
     zero_filled = node.attrs.get("mode", "constant") == "constant"
     value = _fill_value(node)
     result: dict[int, Axis] = {}
     for axis, found in axes.items():
-        if pads[axis] or pads[axis + rank]:
+        if axis in padded:
             maps.freeze_axis(found, label(node), "Pad lengthens it")
         elif not zero_filled or not any(pads):
             result[axis] = maps.linear(found, True)

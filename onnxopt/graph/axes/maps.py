@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,10 @@ Keep = Callable[[Ints], Mask]
 Rule = Callable[[Node, "AxisMaps"], None]
 # values of an element-wise node over constant channels: (node, one array or None per input) -> array [n] or None
 Evaluate = Callable[[Node, list[Array | None]], Array | None]
+
+# which axis is followed where one becomes several: that with the fewest ties, the first (whole heads, whole groups) or
+# the last (dims within heads)
+Split = Literal["fewest", "outer", "inner"]
 
 _RULES: dict[tuple[str, str], Rule] = {}
 # a constant of at most this many elements that several nodes share is cut for each of them separately
@@ -63,6 +67,8 @@ class Reader:
 
     `spread(weights)` shows the weights as [groups, rows, n / groups, taps], `gather` undoes it. `fold(amounts)` adds to
     the node's bias, `amounts` being [groups * rows]; None where a constant input can't be expressed as a bias.
+    `data` is the input whose axis is read, None where a recurrent node reads its own state. `own` marks weights that a
+    channel has on nothing but itself, broadcast to what `spread` shows: they go with it.
     """
 
     node: Node
@@ -72,14 +78,21 @@ class Reader:
     spread: Callable[[Array], Array]
     gather: Callable[[Array, Array], Array]
     fold: Callable[[Floats], None] | None
+    data: int | None = 0
+    own: Mask | None = None
 
 
 @dataclass(frozen=True)
 class Product:
-    """A node that sums products of two tensors over a tracked axis: a channel can go where either factor is zero."""
+    """A node that sums products of two tensors over a tracked axis: a channel can go where either factor is zero.
+
+    `factors`: (input, axis) of the tensors that are multiplied, where they are inputs of `node`.
+    """
 
     channels: Ints
     needed: Mask
+    node: Node | None = None
+    factors: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -101,6 +114,7 @@ class AxisMaps:
 
     model: Model
     evaluate: Evaluate
+    split: Split = "fewest"
     channels: Channels = field(default_factory=Channels)
     signals: Signals = field(default_factory=Signals)
     axes: dict[int, dict[int, Axis]] = field(default_factory=dict)
@@ -115,9 +129,13 @@ class AxisMaps:
     _shared: dict[tuple[int, int], Ints] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, model: Model, evaluate: Evaluate) -> AxisMaps:
-        """Walk all bodies of a model (shapes inferred, nodes in topological order) and apply the rules."""
-        maps = cls(model, evaluate)
+    def build(cls, model: Model, evaluate: Evaluate, split: Split = "fewest") -> AxisMaps:
+        """Walk all bodies of a model (shapes inferred, nodes in topological order) and apply the rules.
+
+        split: which axis is followed where one becomes several: "outer" looks at whole heads, "inner" at the dims
+        within heads, "fewest" at what ties the fewest channels.
+        """
+        maps = cls(model, evaluate, split)
         for root in (model.graph, *model.functions):
             maps.visit(root)
             for tensor in root.outputs:
@@ -133,7 +151,7 @@ class AxisMaps:
         for node in body.nodes:
             rule = _RULES.get(node.kind)
             if rule is None:
-                self.freeze_node(node, f"no axis rule for {node.op}")
+                self.freeze_node(node, self._unruled(node))
                 continue
             if any(isinstance(value, AttributeProto) for value in node.attrs.values()):
                 self.freeze_node(node, f"an attribute of {node.op} is set by the function's caller")
@@ -141,6 +159,11 @@ class AxisMaps:
             marks = len(self.readers), len(self.products), len(self.frozen), len(self._settled)
             rule(node, self)
             self._freeze_forgotten(node, marks)
+
+    def _unruled(self, node: Node) -> str:
+        if any(node.kind == (function.domain, function.name) for function in self.model.functions):
+            return f"calls of the local function {node.op} are not followed"
+        return f"no axis rule for {node.op}"
 
     def _freeze_forgotten(self, node: Node, marks: tuple[int, int, int, int]) -> None:
         """Freeze every input axis that the node's rule neither passed on nor read, froze or settled."""
@@ -220,9 +243,17 @@ class AxisMaps:
             for tensor in body.outputs:
                 self.freeze(tensor, label(node), reason)
 
-    def on_cut(self, rewrite: Callable[[Keep], None]) -> None:
-        """Call `rewrite(keep)` when channels are removed; `keep(channels)` is the mask of those that stay."""
-        self.rewrites.append(rewrite)
+    def on_cut(self, rewrite: Callable[[Keep], None], channels: Ints | None = None) -> None:
+        """Call `rewrite(keep)` when some of `channels` (by default any) are removed.
+
+        `keep(channels)` is the mask of those that stay.
+        """
+
+        def guarded(keep: Keep) -> None:
+            if channels is None or not keep(channels).all():
+                rewrite(keep)
+
+        self.rewrites.append(guarded)
 
     # helpers over what is known
 

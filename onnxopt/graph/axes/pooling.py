@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numpy as np
-
-from onnxopt.graph.axes.axis import ONES, Axis
+from onnxopt.graph.axes.axis import Axis
 from onnxopt.graph.axes.maps import AxisMaps, is_constant, numbers, register
+from onnxopt.graph.axes.normalization import only_over
+from onnxopt.graph.axes.targets import Entry, entries, follow
 from onnxopt.graph.edit import label
 from onnxopt.model import Node
 
@@ -46,24 +46,48 @@ def resize(node: Node, maps: AxisMaps) -> None:
     axes = maps.of(node.inputs[0])
     if not axes:
         return
-    scales = _scales(node, maps)
-    data = node.inputs[0]
-    if scales is None or len(scales) != len(data.shape or []) or "axes" in node.attrs:
+    rank = maps.rank(node.inputs[0])
+    kept = None if rank is None else _unscaled(node, maps, rank)
+    if kept is None:
         maps.freeze_node(node, f"scales of {node.op} are not known before the run")
         return
     result: dict[int, Axis] = {}
     plain = node.attrs.get("coordinate_transformation_mode", "half_pixel") != "tf_crop_and_resize"
     for axis, found in axes.items():
-        if scales[axis] != 1:
+        if axis not in kept:
             maps.freeze_axis(found, label(node), f"{node.op} interpolates along it")
-        else:
-            # outside the region that mode fills in a value of its own, which a zero channel takes too
-            result[axis] = maps.linear(found, True) if plain else maps.arbitrary(found)
+            continue
+        # outside the region that mode fills in a value of its own, which a zero channel takes too
+        result[axis] = maps.linear(found, True) if plain else maps.arbitrary(found)
+        entry = kept[axis]
+        if entry is not None:
+            follow(maps, node, entry, found.channels)
     maps.set(node.outputs[0], result)
 
 
+def _unscaled(node: Node, maps: AxisMaps, rank: int) -> dict[int, Entry | None] | None:
+    """The axes that keep their length, with the target size to rewrite where there is one; None when not known."""
+    given = [int(axis) % rank for axis in node.attrs.get("axes", range(rank))]
+    kept: dict[int, Entry | None] = dict.fromkeys(set(range(rank)) - set(given))
+    scales = _scales(node, maps)
+    if scales is not None:
+        if len(scales) != len(given):
+            return None
+        return {**kept, **{axis: None for axis, scale in zip(given, scales, strict=True) if scale == 1}}
+    sizes = entries(node, 3)
+    policy = str(node.attrs.get("keep_aspect_ratio_policy", "stretch"))
+    if sizes is None or len(sizes) != len(given) or policy != "stretch":
+        return None
+    shape = node.inputs[0].shape
+    for axis, entry in zip(given, sizes, strict=True):
+        tracked = maps.of(node.inputs[0]).get(axis)
+        if entry.value is not None and entry.value == (len(tracked) if tracked is not None else shape[axis]):
+            kept[axis] = entry
+    return kept
+
+
 def _scales(node: Node, maps: AxisMaps) -> list[float] | None:
-    """Constant scales per axis. Target sizes are not followed: they would have to be rewritten with the cut."""
+    """Constant scales of the axes that are named, None where sizes are given or nothing is constant."""
     if "scales" in node.attrs:
         return [float(value) for value in node.attrs["scales"]]
     index = 1 if node.op == "Upsample" or maps.model.opset < 11 else 2
@@ -72,7 +96,18 @@ def _scales(node: Node, maps: AxisMaps) -> list[float] | None:
     return [float(value) for value in node.inputs[index].values.reshape(-1)]
 
 
-@register("ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceProd")
+@register(
+    "ReduceMean",
+    "ReduceSum",
+    "ReduceMax",
+    "ReduceMin",
+    "ReduceL1",
+    "ReduceL2",
+    "ReduceSumSquare",
+    "ReduceProd",
+    "ReduceLogSum",
+    "ReduceLogSumExp",
+)
 def reduce(node: Node, maps: AxisMaps) -> None:
     """Over other axes each channel is reduced by itself; over the tracked axis the channels are mixed."""
     axes = maps.of(node.inputs[0])
@@ -98,70 +133,47 @@ def reduce(node: Node, maps: AxisMaps) -> None:
     maps.set(node.outputs[0], result)
 
 
-@register("Softmax", "LogSoftmax")
-def softmax(node: Node, maps: AxisMaps) -> None:
-    """Normalises along one axis (before opset 13: over all axes from there on), which therefore stays."""
-    axes = maps.of(node.inputs[0])
+@register("ArgMax", "ArgMin")
+def arg_max(node: Node, maps: AxisMaps) -> None:
+    """Which position of one axis is the largest, for every position of the others."""
     rank = maps.rank(node.inputs[0])
-    if not axes:
-        return
-    modern = maps.model.opset >= 13
     if rank is None:
         maps.freeze_node(node, f"rank of the input of {node.op} is unknown")
         return
-    at = int(node.attrs.get("axis", -1 if modern else 1)) % rank
-    mixed = {at} if modern else set(range(at, rank))
-    result: dict[int, Axis] = {}
-    for axis, found in axes.items():
-        if axis in mixed:
-            maps.freeze_axis(found, label(node), f"{node.op} normalises over it")
-        else:
-            result[axis] = maps.arbitrary(found)
-    maps.set(node.outputs[0], result)
+    at = int(node.attrs.get("axis", 0)) % rank
+    only_over(node, maps, {at}, "counts along it")
+    if not node.attrs.get("keepdims", 1):
+        axes = maps.of(node.outputs[0])
+        maps.set(node.outputs[0], {axis - (axis > at): found for axis, found in axes.items()})
 
 
-@register("InstanceNormalization")
-def instance_normalization(node: Node, maps: AxisMaps) -> None:
-    """Normalises each channel by itself."""
-    axes = maps.of(node.inputs[0])
-    axis = axes.get(1)
-    if axis is None or len(axes) > 1 or not all(is_constant(tensor) for tensor in node.inputs[1:3]):
-        maps.freeze(node.inputs[0], label(node), "InstanceNormalization without constant parameters")
+@register("TopK")
+def top_k(node: Node, maps: AxisMaps) -> None:
+    """The largest along one axis, for every position of the others."""
+    rank = maps.rank(node.inputs[0])
+    if rank is None:
+        maps.freeze_node(node, "rank of the input of TopK is unknown")
         return
-    scale, shift = (np.asarray(tensor.values, np.float64) for tensor in node.inputs[1:3])
-    for index in (1, 2):
-        maps.parameter(node, index, 0, axis.channels)
-    maps.set(node.outputs[0], {1: maps.arbitrary(axis, scale, shift)})
+    only_over(node, maps, {int(node.attrs.get("axis", -1)) % rank}, "counts along it")
+    for tensor in node.outputs[1:]:
+        maps.set(tensor, {axis: maps.arbitrary(found) for axis, found in maps.of(node.outputs[0]).items()})
 
 
-@register("If")
-def if_(node: Node, maps: AxisMaps) -> None:
-    """Both branches are walked; an output can be cut where both branches' can, together."""
-    maps.freeze(node.inputs[0], label(node), "it is a condition")
-    bodies = list(node.graphs())
-    for body in bodies:
-        maps.visit(body)
-    for place, output in enumerate(node.outputs):
-        branches = [maps.of(body.outputs[place]) for body in bodies]
-        common = set.intersection(*(set(axes) for axes in branches)) if branches else set()
-        result: dict[int, Axis] = {}
-        for axis in common:
-            first = branches[0][axis]
-            if any(len(axes[axis]) != len(first) for axes in branches):
-                continue
-            for axes in branches[1:]:
-                maps.channels.tie(first.channels, axes[axis].channels)
-            same = np.logical_and.reduce([axes[axis].constant & (axes[axis].scale == first.scale) for axes in branches])
-            signal = np.where(same, ONES, maps.signals.new(len(first)))
-            result[axis] = first.known(signal, np.where(same, first.scale, 1.0))
-        for axes in branches:
-            for number, found in axes.items():
-                if number not in result:
-                    maps.freeze_axis(found, label(node), "it leaves only one branch of If")
-        maps.set(output, result)
+@register("CumSum")
+def cumulated(node: Node, maps: AxisMaps) -> None:
+    """Sums up along one axis."""
+    rank, at = maps.rank(node.inputs[0]), numbers(node.inputs, 1)
+    if rank is None or at is None:
+        maps.freeze_node(node, "the axis of CumSum is not constant")
+        return
+    only_over(node, maps, {at[0] % rank}, "sums along it")
 
 
-@register("Loop", "Scan")
-def loop(node: Node, maps: AxisMaps) -> None:
-    """What enters, is carried or leaves stays; what is read from outside within the body is followed."""
-    maps.freeze_node(node, f"it is carried by {node.op}")
+@register("Trilu")
+def triangle(node: Node, maps: AxisMaps) -> None:
+    """Zeroes a triangle of the last two axes."""
+    rank = maps.rank(node.inputs[0])
+    if rank is None:
+        maps.freeze_node(node, "rank of the input of Trilu is unknown")
+        return
+    only_over(node, maps, {rank - 2, rank - 1}, "treats its positions differently")

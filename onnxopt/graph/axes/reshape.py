@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.graph.axes.axis import ONES, Axis
-from onnxopt.graph.axes.maps import AxisMaps, Keep, is_constant, register
+from onnxopt.graph.axes.axis import ONES, Axis, Ints
+from onnxopt.graph.axes.maps import AxisMaps, is_constant, numbers, register
+from onnxopt.graph.axes.targets import Entry, entries, follow, tie_measured
 from onnxopt.graph.edit import label
-from onnxopt.model import Constant, Node
+from onnxopt.model import Node
 
 # positions of one segment beyond which following them is not worth the memory
 _LARGEST = 1 << 22
@@ -18,10 +19,23 @@ _LARGEST = 1 << 22
 
 @dataclass(frozen=True)
 class Segment:
-    """Input axes and output axes that cover the same positions in the same order."""
+    """Input axes and output axes that cover the same positions in the same order.
+
+    matched: False where it is not known how they correspond.
+    """
 
     before: tuple[int, ...]
     after: tuple[int, ...]
+    matched: bool = True
+
+
+@dataclass(frozen=True)
+class _Target:
+    """The output axes of a segment and their lengths; `first`: only the first is known to be that long."""
+
+    axes: tuple[int, ...]
+    lengths: list[int]
+    first: bool = False
 
 
 @register("Flatten")
@@ -44,68 +58,43 @@ def reshape(node: Node, maps: AxisMaps) -> None:
     """Axes are matched by their lengths from both ends; the target shape follows the cut."""
     data, target = node.inputs
     maps.freeze(target, label(node), "it is used as a shape")
-    if not maps.of(data):
-        return
-    entries = _entries(node)
+    if maps.of(data):
+        _reshape(node, maps, data)
+    tie_measured(node, maps, 1)
+
+
+def _reshape(node: Node, maps: AxisMaps, data: Any) -> None:
+    wanted = entries(node, 1)
     out_shape = node.outputs[0].shape
-    if entries is None or data.shape is None or out_shape is None or len(entries) != len(out_shape):
+    if wanted is None or data.shape is None or out_shape is None or len(wanted) != len(out_shape):
         maps.freeze_node(node, "target of Reshape is not known before the run")
         return
-    before = list(data.shape)
-    after = [_target_length(entry, at, node, out_shape[at]) for at, entry in enumerate(entries)]
+    # lengths that are not known have names of their own, so that those measured at the data are found again
+    before = [f"?{at}" if length is None else length for at, length in enumerate(data.shape)]
+    after = [_target_length(entry, at, node, out_shape[at], before) for at, entry in enumerate(wanted)]
     segments = _align(before, after)
-    if segments is None:
-        maps.freeze_node(node, "its axes and the target's can't be matched")
-        return
-    for axis, entry in enumerate(entries):
+    for axis, entry in enumerate(wanted):
         copies = entry.value == 0 and not node.attrs.get("allowzero", 0) and axis in maps.of(data)
         if copies and Segment((axis,), (axis,)) not in segments:
             maps.freeze_axis(maps.of(data)[axis], label(node), "its length is copied to another axis")
     result = _follow(node, maps, segments)
     for axis, found in result.items():
-        maps.on_cut(lambda keep, axis=axis, found=found: _retarget(entries, axis, found, keep))  # type: ignore[misc]
+        follow(maps, node, wanted[axis], found.channels)
 
 
-@dataclass
-class _Entry:
-    """One dim of a target shape: where it stands in which constant input of which node; value None when computed."""
-
-    value: int | None
-    node: Node | None = None
-    index: int = 0
-    place: int = 0
-
-
-def _entries(node: Node) -> list[_Entry] | None:
-    """The dims of a target shape that is a constant or a Concat of constants and computed dims."""
-    target = node.inputs[1]
-    if is_constant(target):
-        return [_Entry(int(v), node, 1, place) for place, v in enumerate(target.values.reshape(-1))]
-    if len(target.inputs) != 1 or target.inputs[0].op != "Concat" or len(target.outputs) != 1:
-        return None
-    entries: list[_Entry] = []
-    concat = target.inputs[0]
-    for index, part in enumerate(concat.inputs):
-        if is_constant(part):
-            entries += [_Entry(int(v), concat, index, place) for place, v in enumerate(part.values.reshape(-1))]
-        elif part.shape is not None and list(part.shape) == [1]:
-            entries.append(_Entry(None))
-        else:
-            return None
-    return entries
-
-
-def _target_length(entry: _Entry, at: int, node: Node, inferred: Any) -> Any:
+def _target_length(entry: Entry, at: int, node: Node, inferred: Any, before: list[Any] | None = None) -> Any:
+    shape = list(node.inputs[0].shape) if before is None else before
     if entry.value is not None and entry.value > 0:
         return entry.value
     if entry.value == 0 and not node.attrs.get("allowzero", 0):
-        shape = node.inputs[0].shape
         return shape[at] if at < len(shape) else inferred
+    if entry.source is not None and entry.source[0] is node.inputs[0]:
+        return shape[entry.source[1]]
     return inferred
 
 
-def _align(before: list[Any], after: list[Any]) -> list[Segment] | None:
-    """Split both shapes into segments of equal size, from both ends; None when what remains can't be matched."""
+def _align(before: list[Any], after: list[Any]) -> list[Segment]:
+    """Split both shapes into segments of equal size, from both ends; what remains may be left unmatched."""
     left: list[Segment] = []
     low_b = low_a = 0
     high_b, high_a = len(before), len(after)
@@ -121,10 +110,8 @@ def _align(before: list[Any], after: list[Any]) -> list[Segment] | None:
         right.append(Segment(tuple(range(high_b - count_b, high_b)), tuple(range(high_a - count_a, high_a))))
         high_b, high_a = high_b - count_b, high_a - count_a
     rest_b, rest_a = before[low_b:high_b], after[low_a:high_a]
-    middle = [Segment(tuple(range(low_b, high_b)), tuple(range(low_a, high_a)))] if rest_b or rest_a else []
-    if middle and not _determined(rest_b, rest_a):
-        return None
-    return [*left, *middle, *reversed(right)]
+    inner = Segment(tuple(range(low_b, high_b)), tuple(range(low_a, high_a)), _determined(rest_b, rest_a))
+    return [*left, *([inner] if rest_b or rest_a else []), *reversed(right)]
 
 
 def _determined(before: list[Any], after: list[Any]) -> bool:
@@ -159,17 +146,6 @@ def _last_segment(before: list[Any], after: list[Any]) -> tuple[int, int] | None
             size_a, count_a = size_a * dims[-1 - count], count_a + 1
 
 
-def _retarget(entries: list[_Entry], axis: int, found: Axis, keep: Keep) -> None:
-    """Write the new length of output axis `axis` into the target; -1 and computed dims follow by themselves."""
-    entry = entries[axis]
-    if entry.value is None or entry.value < 0 or entry.node is None:
-        return
-    old = entry.node.inputs[entry.index]
-    values = np.array(old.values)
-    values.reshape(-1)[entry.place] = int(keep(found.channels).sum())
-    entry.node.inputs[entry.index] = Constant(old.name, values)
-
-
 def _follow(node: Node, maps: AxisMaps, segments: list[Segment]) -> dict[int, Axis]:
     """Track every segment through; returns the output's axes."""
     data = node.inputs[0]
@@ -178,41 +154,113 @@ def _follow(node: Node, maps: AxisMaps, segments: list[Segment]) -> dict[int, Ax
         tracked = [number for number in segment.before if number in maps.of(data)]
         if not tracked:
             continue
-        lengths = [len(maps.of(data)[number]) if number in tracked else data.shape[number] for number in segment.before]
-        known = all(isinstance(length, int) for length in lengths)
-        reason = None
-        if len(tracked) > 1:
-            reason = f"{node.op} joins two axes that can both be cut"
-        elif not segment.after:
-            reason = f"{node.op} drops it"
-        elif len(segment.before) > 1 and not known:
-            reason = f"{node.op} joins it with an axis of unknown length"
-        elif known and np.prod(lengths, dtype=np.int64) > _LARGEST:
-            reason = f"{node.op} makes more positions than are followed"
-        if reason is not None:
-            for number in tracked:
-                maps.freeze_axis(maps.of(data)[number], label(node), reason)
-            continue
         axis = maps.of(data)[tracked[0]]
-        if len(segment.before) == 1 and len(segment.after) == 1:
+        if len(segment.before) == 1 and len(segment.after) == 1 and segment.matched:
             result[segment.after[0]] = maps.linear(axis, True)
             continue
-        out_lengths = _out_lengths(node, segment, int(np.prod(lengths, dtype=np.int64)))
-        if out_lengths is None:
-            maps.freeze_axis(axis, label(node), f"{node.op} splits it into lengths that are not known")
+        lengths = [len(maps.of(data)[number]) if number in tracked else data.shape[number] for number in segment.before]
+        known = all(isinstance(length, int) for length in lengths) and segment.matched
+        out_lengths = _out_lengths(node, segment, int(np.prod(lengths, dtype=np.int64))) if known else None
+        pair = None
+        if out_lengths is None and tracked == [segment.before[0]] and segment.after:
+            pair = _leading(node, segment, len(axis))
+            lengths, out_lengths = pair or (lengths, None)
+        reason = _obstacle(node, segment, len(tracked), lengths, out_lengths)
+        if reason is not None or out_lengths is None:
+            for number in tracked:
+                maps.freeze_axis(maps.of(data)[number], label(node), str(reason))
             continue
-        place, found = _through(maps, axis, segment.before.index(tracked[0]), lengths, out_lengths)
+        target = _Target(segment.after, out_lengths, pair is not None)
+        place, found = _through(maps, node, axis, segment.before.index(tracked[0]), lengths, target)
         result[segment.after[place]] = found
     maps.set(node.outputs[0], result)
     return result
 
 
+def _obstacle(
+    node: Node, segment: Segment, tracked: int, lengths: list[Any], out_lengths: list[int] | None
+) -> str | None:
+    """Why a segment can't be followed."""
+    known = all(isinstance(length, int) for length in lengths)
+    if tracked > 1:
+        return f"{node.op} joins two axes that can both be cut"
+    if not segment.after:
+        return f"{node.op} drops it"
+    if out_lengths is None and not segment.matched:
+        return "its axes and the target's can't be matched"
+    if out_lengths is None:
+        return f"{node.op} {'splits it into' if known else 'joins it with an axis of'} unknown length"
+    if np.prod(lengths, dtype=np.int64) > _LARGEST:
+        return f"{node.op} makes more positions than are followed"
+    return None
+
+
+def _choose(maps: AxisMaps, node: Node, roots: Ints, shape: _Target) -> int:
+    """The output axis that is followed: one that no tie is needed for, else what `maps.split` asks for.
+
+    Axes along which nothing but copies of the same channels lie, and axes that are taken apart behind the Reshape (the
+    3 of queries, keys and values made by one product), are chosen only when there is no other.
+    """
+    lengths = roots.shape
+    candidates = [at for at, length in enumerate(lengths) if length > 1] or [0]
+    if shape.first or len(candidates) == 1:
+        return 0 if shape.first else candidates[0]
+    rows = {at: np.moveaxis(roots, at, 0).reshape(lengths[at], -1) for at in candidates}
+    ties = {at: max((len(np.unique(row)) for row in rows[at]), default=0) for at in candidates}
+    apart = [at for at in candidates if not (rows[at] == rows[at][:1]).all()] or candidates
+    whole = [at for at in apart if not _taken_apart(node.outputs[0], shape.axes[at])] or apart
+    fewest = min(whole, key=lambda at: (ties[at], at))
+    if maps.split == "fewest" or ties[fewest] == 1:
+        return fewest
+    return whole[0] if maps.split == "outer" else whole[-1]
+
+
+def _taken_apart(tensor: Any, axis: int) -> bool:
+    """Whether every reader picks single positions or pieces of this axis, directly or behind a Transpose."""
+    return bool(tensor.outputs) and all(_picks(consumer, tensor, axis) for consumer in tensor.outputs)
+
+
+def _picks(node: Node, tensor: Any, axis: int) -> bool:
+    if tensor is not node.inputs[0]:
+        return False
+    rank = len(tensor.shape)
+    if node.op == "Transpose":
+        order = [int(at) for at in node.attrs.get("perm", range(rank)[::-1])]
+        return _taken_apart(node.outputs[0], order.index(axis))
+    if node.op == "Gather":
+        return int(node.attrs.get("axis", 0)) % rank == axis and is_constant(node.inputs[1])
+    if node.op == "Slice":
+        sliced = node.attrs.get("axes") if len(node.inputs) == 1 else numbers(node.inputs, 3)
+        return axis in {int(at) % rank for at in sliced or []}
+    return node.op == "Split" and int(node.attrs.get("axis", 0)) % rank == axis
+
+
+def _leading(node: Node, segment: Segment, count: int) -> tuple[list[int], list[int]] | None:
+    """Lengths to follow the first axis of a segment by, when what stands behind it is not known.
+
+    [C, H, W] -> [G, rest] puts C / G channels into each group whatever H and W are, and [G, rest] -> [C, H, W] takes
+    them apart again: the unknown lengths count as one.
+    """
+    wanted = entries(node, 1)
+    if wanted is None:
+        return None
+    first = _target_length(wanted[segment.after[0]], segment.after[0], node, node.outputs[0].shape[segment.after[0]])
+    behind, beyond = len(segment.before) - 1, len(segment.after) - 1
+    if not isinstance(first, int) or not behind or not beyond:
+        return None
+    if first and count % first == 0:
+        return [count, *[1] * behind], [first, count // first, *[1] * (beyond - 1)]
+    if first % count == 0:
+        return [count, first // count, *[1] * (behind - 1)], [first, *[1] * beyond]
+    return None
+
+
 def _out_lengths(node: Node, segment: Segment, size: int) -> list[int] | None:
     if len(segment.after) == 1:
         return [size]
-    entries = _entries(node) or []
+    wanted = entries(node, 1) or []
     shape = node.outputs[0].shape
-    lengths = [_target_length(entries[axis], axis, node, shape[axis]) for axis in segment.after]
+    lengths = [_target_length(wanted[axis], axis, node, shape[axis]) for axis in segment.after]
     unknown = [place for place, length in enumerate(lengths) if not isinstance(length, int)]
     if len(unknown) == 1:
         rest = int(np.prod([length for length in lengths if isinstance(length, int)], dtype=np.int64))
@@ -222,12 +270,13 @@ def _out_lengths(node: Node, segment: Segment, size: int) -> list[int] | None:
     return lengths if int(np.prod(lengths, dtype=np.int64)) == size else None
 
 
-def _through(maps: AxisMaps, axis: Axis, place: int, before: list[int], after: list[int]) -> tuple[int, Axis]:
+def _through(maps: AxisMaps, node: Node, axis: Axis, place: int, before: list[int], shape: _Target) -> tuple[int, Axis]:
     """(which output axis of the segment can be cut, its state).
 
-    Each flat position knows its channel and its coordinates on the other input axes. The output axis chosen is the one
-    whose slices hold the fewest different channels; the channels of one slice are tied: they can only go together.
+    Each flat position knows its channel and its coordinates on the other input axes. The channels of one slice of the
+    chosen output axis are tied: they can only go together.
     """
+    after = shape.lengths
     grid = np.indices(before).reshape(len(before), -1)
     position = grid[place]
     others = np.ravel_multi_index(
@@ -235,15 +284,8 @@ def _through(maps: AxisMaps, axis: Axis, place: int, before: list[int], after: l
         tuple(np.delete(np.array(before), place)) if len(before) > 1 else (1,),
     )
     roots = maps.channels.roots(axis.channels)[position].reshape(after)
-    best, slices = 0, np.zeros((0, 0), np.int64)
-    fewest: int | None = None
-    for candidate in range(len(after)):
-        if after[candidate] == 1 and int(np.prod(after)) > 1:
-            continue
-        rows = np.moveaxis(roots, candidate, 0).reshape(after[candidate], -1)
-        different = max((len(np.unique(row)) for row in rows), default=0)
-        if fewest is None or different < fewest:
-            fewest, best, slices = different, candidate, rows
+    best = _choose(maps, node, roots, shape)
+    slices = np.moveaxis(roots, best, 0).reshape(after[best], -1)
     first = slices[:, 0]
     for column in range(1, slices.shape[1]):
         maps.channels.tie(first, slices[:, column])
