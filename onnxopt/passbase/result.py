@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -61,7 +61,7 @@ def _no_evaluate(_model: ModelProto, _inputs: dict[str, NDArray[Any]]) -> list[N
 class Compare(Protocol):
     """See `Context`."""
 
-    def __call__(self, model: Model, most: int | None = None) -> float:
+    def __call__(self, model: Model, most: int | None = None, reference: Model | None = None) -> float:
         """DB of the worst float output, or the worst share of agreement."""
         ...
 
@@ -71,12 +71,13 @@ class Context:
     """Services and settings of one run of a pass.
 
     `statistics` is what the pass asked for in `needs`, None when there are no real feeds. `reference` is the original
-    model. `compare(model, most)` runs a model, as it would be deployed, on the feeds kept for choosing (at most so
-    many), and tells how close its outputs are to the reference's: dB of the worst float output, or where there is none
-    the worst share of agreement. `holds(model)` tells whether a model holds the budgets on quality on these feeds.
-    `measure(model, requests)` gathers statistics of any model on the feeds for calibration. These three are None when
-    there are no real feeds, `holds` also when there are no such budgets. `evaluate(proto, inputs)` computes a small
-    model with the runtime, unoptimized. `progress(done, total)` may be called at will.
+    model. `compare(model, most, reference)` runs a model, as it would be deployed, on the feeds kept for choosing (at
+    most so many), and tells how close its outputs are to the original's, or to those of another model: dB of the worst
+    float output, or where there is none the worst share of agreement. `holds(model)` tells whether a model holds the
+    budgets on quality on these feeds. `measure(model, requests)` gathers statistics of any model on the feeds for
+    calibration. These three are None when there are no real feeds, `holds` also when there are no such budgets.
+    `evaluate(proto, inputs)` computes a small model with the runtime, unoptimized. `progress(done, total)` may be
+    called at will. `shapes` are those of the model's inputs in one feed.
     """
 
     reference: Model | None = None
@@ -88,3 +89,4 @@ class Context:
     seed: int = 0
     evaluate: Evaluate = _no_evaluate
     progress: Callable[[int, int], None] = lambda _done, _total: None
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict)

@@ -61,6 +61,7 @@ class Runner:
     budgets: tuple[Budget, ...] = ()
     _left: Snapshot | None = field(default=None, init=False)
     _records: dict[int | None, RecordedOutputs] = field(default_factory=dict, init=False)
+    _other: tuple[Model, int, RecordedOutputs] | None = field(default=None, init=False)
 
     def run(self, steps: Sequence[Step]) -> None:
         """Run all steps. A pass that fails is rolled back; then its error is raised, or with on_error="skip" noted."""
@@ -158,6 +159,7 @@ class Runner:
             seed=self.settings.seed,
             evaluate=evaluate,
             progress=lambda done, total: self.progress(f"pass {step.source}", done, total),
+            shapes=self._shapes(),
         )
         result = step.pass_.run(self.model, context)
         if not isinstance(result, PassResult):
@@ -166,6 +168,12 @@ class Runner:
             )
         self.model.normalize()
         return result
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the arrays of the first feed."""
+        for sample in self.split.fit:
+            return {name: value.shape for name, value in sample.inputs.items() if hasattr(value, "shape")}
+        return {}
 
     def _statistics(self, step: Step) -> Statistics | None:
         requests = step.pass_.for_target(self.target).needs(self.model)
@@ -188,10 +196,18 @@ class Runner:
         model.normalize()
         return collect(model, requests, self.split.fit, threads=self.settings.threads, batch=self.settings.batch)
 
-    def _compare(self, model: Model, most: int | None = None) -> float:
-        recorded = self._recorded(CHOICE_FEEDS if most is None else min(most, CHOICE_FEEDS))
+    def _compare(self, model: Model, most: int | None = None, reference: Model | None = None) -> float:
+        feeds = CHOICE_FEEDS if most is None else min(most, CHOICE_FEEDS)
+        recorded = self._recorded(feeds) if reference is None else self._recorded_of(reference, feeds)
         model.normalize()
         return compare(recorded, Session(model, threads=self.settings.threads)).quality
+
+    def _recorded_of(self, reference: Model, most: int) -> RecordedOutputs:
+        """What another model gives; the last one is kept."""
+        if self._other is None or self._other[0] is not reference or self._other[1] != most:
+            session = Session(reference, threads=self.settings.threads)
+            self._other = reference, most, RecordedOutputs(session, self.split.select.take(most))
+        return self._other[2]
 
     def _holds(self, model: Model) -> bool:
         """Whether the budgets on quality hold on the feeds that choose; where they can't be judged, they do."""

@@ -62,7 +62,7 @@ class Target:
     float_operators: frozenset[str] = frozenset()
     folds: bool = True
     half_compute: bool = False
-    channels: int = 4
+    channels: int = 8
 
     @property
     def runs_here(self) -> bool:

@@ -295,7 +295,7 @@ CHAIN += "  y = Neg(t7) }"
 def test_stretches_return_to_float32_until_the_outputs_are_good_enough(
     scores: dict[str, float], limit: float, returned: set[str]
 ) -> None:
-    def compare(model: Model, most: int | None = None) -> float:
+    def compare(model: Model, most: int | None = None, reference: Model | None = None) -> float:
         candidate = model
         made = {tensor.name: tensor.dtype for each in candidate.graph.nodes for tensor in each.outputs}
         return min([score for name, score in scores.items() if made[name] == HALF], default=60.0)

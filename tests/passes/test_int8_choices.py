@@ -57,7 +57,7 @@ def decibels(reference: Model) -> Callable[..., float]:
     """A stand-in for the pipeline's comparison."""
     exact = [Session(reference).run(feed)["y"] for feed in FEEDS]
 
-    def compare(model: Model, most: int | None = None) -> float:
+    def compare(model: Model, most: int | None = None, reference: Model | None = None) -> float:
         model.normalize()
         session = Session(model)
         chosen = list(zip(FEEDS, exact, strict=True))[:most]
@@ -175,7 +175,7 @@ def test_weights_return_to_floats_where_no_layer_is_to_blame() -> None:
         found = [Session(model).run(feed)["y"] for feed in feeds]
         return all(noise(y, got) < 1e-6 for y, got in zip(exact, found, strict=True))
 
-    def compare(model: Model, most: int | None = None) -> float:
+    def compare(model: Model, most: int | None = None, reference: Model | None = None) -> float:
         return 60.0 if holds(model) else 20.0
 
     model = parse(text, values)

@@ -133,7 +133,21 @@ def test_an_attribute_that_the_caller_of_a_function_sets_freezes_its_node() -> N
     graph = helper.make_graph([call], "g", info[:1], info[1:])
     imports = [opset, helper.make_opsetid("local", 1)]
     proto = helper.make_model(graph, opset_imports=imports, functions=[function], ir_version=8)
-    assert not same_after_pruning(proto)[1].changes
+    _, result = same_after_pruning(proto)
+    assert not result.changes
+
+
+def test_what_a_local_function_is_given_stays_and_the_report_says_why() -> None:
+    n = Net(11)
+    x = n.call("Twice", conv(n, 4), domain="local")
+    proto = dead(finished(n, x, 4), "c0", "c1")
+    opset = helper.make_opsetid("", 17)
+    nodes = [helper.make_node("Add", ["a", "a"], ["b"])]
+    proto.functions.append(helper.make_function("local", "Twice", ["a"], ["b"], nodes, [opset]))
+    proto.opset_import.append(helper.make_opsetid("local", 1))
+    _, result = same_after_pruning(proto)
+    assert not result.changes
+    assert "calls of the local function Twice are not followed" in {skip.reason for skip in result.skipped}
 
 
 def test_a_resize_that_fills_in_a_value_makes_zero_that_value() -> None:

@@ -10,12 +10,11 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from onnxopt.calibration import collect
+from onnxopt.calibration import collect, moments
 from onnxopt.errors import UsageError
 from onnxopt.model import Model, load
 from onnxopt.passbase import Context, Pass, PassResult, lookup
 from onnxopt.pipeline.grammar import parse as parse_passes
-from onnxopt.quantization import moments
 from onnxopt.runtime import Session
 from onnxopt.target import resolve
 from tests.passes.quantizing import Array, nodes, normal, optimized, parse, samples, weight

@@ -12,12 +12,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, checker, numpy_helper
 
+from onnxopt.graph import remove_dead
+from onnxopt.graph.axes.maps import Split
 from onnxopt.model import load
 from onnxopt.passes.prune import Prune
+from tests.graph.oracle import cut, float_elements, maps_of, silenced, some_sets
 from tests.graph.test_channels import context, relative_error
 from tests.graph.topologies import IMAGE, Net
 from tests.helpers import random_feeds, run
+from tests.pruning.nets import feeds_of, optimized, record
+from tests.pruning.test_sizes import macs_of
 
+SPLITS: tuple[Split, ...] = ("fewest", "outer", "inner")
 ACTIVATIONS = ("Relu", "Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Neg", "Elu", "Abs")
 
 
@@ -35,7 +41,8 @@ class Growth:
     def step(self) -> None:
         kind = self.rng.choice(
             ["conv", "conv1", "act", "add", "mul", "concat", "split", "depthwise", "grouped", "gate", "bn", "pool",
-             "shuffle", "scale", "pad", "valid"]
+             "shuffle", "scale", "pad", "valid", "blocks", "transposed", "tokens", "heads", "cells", "measured",
+             "groups", "every"]
         )  # fmt: skip
         name, count = self.pick()
         self.pool.append(getattr(self, f"grow_{kind}")(name, count))
@@ -113,6 +120,73 @@ class Growth:
         padded = self.net.call("Pad", x, self.net.ints(0, 0, 1, 1, 0, 0, 1, 1), mode="reflect")
         return self.net.conv(padded, c, 6, pads=[0] * 4), 6
 
+    def grow_blocks(self, x: str, c: int) -> tuple[str, int]:
+        if c % 4:
+            return x, c
+        mode = str(self.rng.choice(["DCR", "CRD"]))
+        y = self.net.call("DepthToSpace", x, blocksize=2, mode=mode)
+        return self.net.call("SpaceToDepth", self.net.relu(y), blocksize=2), c
+
+    def grow_transposed(self, x: str, c: int) -> tuple[str, int]:
+        groups = 2 if c % 2 == 0 else 1
+        weights = self.net.weights(c, 4, 3, 3)
+        y = self.net.call("ConvTranspose", x, weights, self.net.weights(4 * groups), pads=[1] * 4, group=groups)
+        return y, 4 * groups
+
+    def tokens(self, x: str, c: int) -> str:
+        return self.net.call("Transpose", self.net.call("Reshape", x, self.net.ints(0, c, 64)), perm=[0, 2, 1])
+
+    def image(self, x: str, c: int) -> str:
+        target = self.net.ints(0, int(self.rng.choice([-1, c])), 8, 8)
+        return self.net.call("Reshape", self.net.call("Transpose", x, perm=[0, 2, 1]), target)
+
+    def grow_tokens(self, x: str, c: int) -> tuple[str, int]:
+        inner, out = self.width(), self.width()
+        y = self.net.linear(self.net.relu(self.net.linear(self.tokens(x, c), c, inner)), inner, out)
+        return self.image(y, out), out
+
+    def grow_heads(self, x: str, c: int) -> tuple[str, int]:
+        t, n = self.tokens(x, c), self.net
+        parts = [n.call("Reshape", n.linear(t, c, 12), n.ints(0, 0, 3, 4)) for _ in range(3)]
+        q, v = (n.call("Transpose", part, perm=[0, 2, 1, 3]) for part in parts[:2])
+        k = n.call("Transpose", parts[2], perm=[0, 2, 3, 1])
+        scores = n.call("Softmax", n.call("Mul", n.call("MatMul", q, k), n.value(np.float32(0.1))), axis=-1)
+        mixed = n.call("Reshape", n.call("Transpose", n.call("MatMul", scores, v), perm=[0, 2, 1, 3]), n.ints(0, 0, 12))
+        return self.image(n.linear(mixed, 12, c), c), c
+
+    def grow_cells(self, x: str, c: int) -> tuple[str, int]:
+        """A recurrent layer over the pixels of the first sample's row, both directions side by side."""
+        n, hidden = self.net, int(self.rng.choice([3, 4]))
+        op, gates = [("LSTM", 4), ("GRU", 3), ("RNN", 1)][int(self.rng.integers(3))]
+        sequence = n.call("Transpose", self.tokens(x, c), perm=[1, 0, 2])
+        weights = [
+            n.weights(2, gates * hidden, c),
+            n.weights(2, gates * hidden, hidden),
+            n.weights(2, 2 * gates * hidden),
+        ]
+        y = n.call(op, sequence, *weights, hidden_size=hidden, direction="bidirectional")
+        y = n.call("Reshape", n.call("Transpose", y, perm=[2, 0, 1, 3]), n.ints(0, 0, 2 * hidden))
+        return self.image(y, 2 * hidden), 2 * hidden
+
+    def grow_measured(self, x: str, c: int) -> tuple[str, int]:
+        """There and back by the shape that was there."""
+        n = self.net
+        flat = n.call("Sigmoid", n.call("Flatten", x))
+        return n.call("Reshape", flat, n.call("Shape", x)), c
+
+    def grow_groups(self, x: str, c: int) -> tuple[str, int]:
+        if c % 2:
+            return x, c
+        parts = self.net.call("Reshape", x, self.net.ints(0, 2, -1))
+        parts = self.net.call("InstanceNormalization", parts, self.net.weights(2), self.net.weights(2))
+        return self.net.call("Reshape", parts, self.net.ints(0, c, 8, 8)), c
+
+    def grow_every(self, x: str, c: int) -> tuple[str, int]:
+        if c % 2:
+            return x, c
+        first = int(self.rng.integers(2))
+        return self.net.call("Slice", x, *(self.net.ints(v) for v in (first, 2**40, 1, 2))), c // 2
+
 
 def network(seed: int, steps: int) -> ModelProto:
     growth = Growth(seed)
@@ -165,6 +239,90 @@ def test_random_networks_compute_the_same(seed: int, steps: int) -> None:
 
 def test_random_networks_are_pruned_at_all() -> None:
     assert sum(check(seed, 8) > 0 for seed in range(12)) >= 10
+
+
+def check_lossy(seed: int, steps: int) -> int:
+    """Cut sets that carry signal: the rest computes what it did with them silent."""
+    proto = network(seed, steps)
+    split: Split = SPLITS[seed % 3]
+    chosen = some_sets(maps_of(load(proto), split), 0.4, seed)
+    if not chosen:
+        return 0
+    small, size = cut(proto, chosen, split)
+    assert float_elements(small) == size
+    checker.check_model(small.to_proto(), full_check=True)
+    feeds = random_feeds(proto, seed)
+    expected, found = run(silenced(proto, chosen, split), feeds), run(small, feeds)
+    largest = float(np.abs(expected["y"]).max())
+    assert np.abs(expected["y"] - found["y"]).max() < max(1e-4 * largest, 1e-6)
+    return len(chosen)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**6), st.integers(2, 10))
+def test_random_networks_lose_channels_as_if_they_had_been_silent(seed: int, steps: int) -> None:
+    check_lossy(seed, steps)
+
+
+def test_random_networks_have_channels_to_lose() -> None:
+    assert sum(check_lossy(seed, 6) > 0 for seed in range(12)) >= 10
+
+
+CRITERIA = ("obs", "obs", "l1", "variance", "activation")
+SCOPES = ("global", "isomorphic", "layer")
+
+
+def check_by_data(seed: int, steps: int) -> int:
+    """Prune by what is measured: the result loads, gives like outputs, and is as much smaller as was told."""
+    proto = network(seed, steps)
+    rng = np.random.default_rng(seed)
+    ratio, criterion, scope = rng.uniform(0.1, 0.7), rng.choice(CRITERIA), rng.choice(SCOPES)
+    text = f"prune:ratio={ratio:.2f}:criterion={criterion}:scope={scope}:round_to={rng.choice([1, 2, 4])}"
+    feeds = feeds_of(proto, 6)
+    result = optimized(proto, feeds, text, on_error="skip")
+    done = record(result)
+    if done.error is not None:
+        assert "quality floor" in done.error.cause  # what is left of the outputs is no use, and was taken back
+        return 0
+    small = result.model.to_proto()
+    checker.check_model(small, full_check=True)
+    for batch in (1, 3):
+        feed = random_feeds(proto, seed, free=batch)
+        before, after = run(proto, feed)["y"], run(small, feed)["y"]
+        assert after.shape == before.shape
+        assert np.isfinite(after).all() or not np.isfinite(before).all()
+    told = [float(note.split("%")[0]) / 100 for note in done.notes if "fewer macs, from" in note]
+    original = load(proto)
+    remove_dead(original)
+    whole, left = macs_of(original, proto), macs_of(load(small), proto)
+    assert left <= whole
+    if told and not any(change.kind == "channels removed" for change in done.changes):
+        assert abs((1 - left / whole) - told[0]) < 0.01
+    return sum(change.kind == "channels pruned" for change in done.changes)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**6), st.integers(2, 8))
+def test_random_networks_lose_what_costs_least(seed: int, steps: int) -> None:
+    check_by_data(seed, steps)
+
+
+def test_random_networks_lose_something() -> None:
+    assert sum(check_by_data(seed, 4) > 0 for seed in range(8)) >= 5
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**9), st.integers(2, 14))
+def test_many_random_networks_lose_what_costs_least(seed: int, steps: int) -> None:
+    check_by_data(seed, steps)
+
+
+@pytest.mark.slow
+@settings(max_examples=2000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.integers(0, 10**9), st.integers(2, 14))
+def test_many_random_networks_lose_channels_as_if_they_had_been_silent(seed: int, steps: int) -> None:
+    check_lossy(seed, steps)
 
 
 @pytest.mark.slow
