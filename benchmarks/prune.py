@@ -20,7 +20,7 @@ import onnxruntime
 from onnx import ModelProto
 
 from benchmarks.tasks import add_arguments, found_models, load_tasks
-from onnxopt.graph.channels import held_channels
+from onnxopt.graph.channels import frozen_channels
 from onnxopt.model import Model, load
 from onnxopt.passbase import Context, lookup
 from onnxopt.pipeline.passes import evaluate
@@ -30,10 +30,10 @@ PRUNE = lookup("prune")(round_to=1)  # type: ignore[call-arg]
 
 def zero_sets(model: Model, context: Context, share: float, seed: int) -> int:
     """Zero the weights and biases of a random share of the removable channel sets; returns how many channels."""
-    from onnxopt.passes.prune import axis_maps
+    from onnxopt.pruning.maps import axis_maps
 
     maps = axis_maps(model, context)
-    held = held_channels(maps)
+    held = frozen_channels(maps)
     free = sorted({root for site in maps.sites for root in maps.channels.roots(site.channels).tolist()} - held)
     rng = np.random.default_rng(seed)
     chosen = [root for root in free if rng.random() < share]
@@ -41,12 +41,15 @@ def zero_sets(model: Model, context: Context, share: float, seed: int) -> int:
     for site in maps.sites:
         mask = np.isin(maps.channels.roots(site.channels), chosen)
         count += int(mask.sum())
+        gone = site.channels[mask]
         for parameter in maps.parameters:
             node, index = parameter.node, parameter.index
-            if parameter.channels is site.channels and index < len(node.inputs) and not node.inputs[index].is_empty():
+            rows = np.isin(parameter.channels, gone)
+            if rows.any() and index < len(node.inputs) and not node.inputs[index].is_empty():
                 values = np.array(node.inputs[index].values)
-                np.moveaxis(values, parameter.axis, 0)[mask] = 0
-                node.inputs[index].values = values
+                if values.ndim and values.shape[parameter.axis] == len(rows):
+                    np.moveaxis(values, parameter.axis, 0)[rows] = 0
+                    node.inputs[index].values = values
     return count
 
 

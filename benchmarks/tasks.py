@@ -21,6 +21,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--models", type=Path, action="append", default=[], metavar="DIR", help="more model folders")
 
 
+def interpreter(text: str) -> str:
+    """A path from here, since children start elsewhere; the link of a virtual environment is not followed."""
+    path = Path(text)
+    return str(path.absolute()) if path.exists() else text
+
+
 def load_tasks(zoo: Path, models: list[Path]) -> Any:
     """The module DIR/tasks.py, told where models lie."""
     os.environ["ZOO_MODELS"] = os.pathsep.join(map(str, models))

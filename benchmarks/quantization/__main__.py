@@ -38,7 +38,7 @@ from benchmarks.quantization.rounding import rounding
 from benchmarks.quantization.table import table
 from benchmarks.quantization.wall import wall
 from benchmarks.quantization.weights import weights
-from benchmarks.tasks import add_arguments, found_models, load_tasks
+from benchmarks.tasks import add_arguments, found_models, interpreter, load_tasks
 
 PARTS: dict[str, Callable[[Bench], Iterator[str]]] = {
     "table": table,
@@ -56,8 +56,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=["table", "levels"], choices=list(PARTS), metavar="PART")
     parser.add_argument("--ours", action="append", metavar="PASSES", help="default int8")
     parser.add_argument("--peers", nargs="*", choices=PEERS, metavar="PEER", help=f"of {', '.join(PEERS)}")
-    parser.add_argument("--nncf", type=_interpreter, metavar="PYTHON", help="an interpreter that has NNCF")
-    parser.add_argument("--onnxsim", type=_interpreter, metavar="PYTHON", help="an interpreter that has onnxsim")
+    parser.add_argument("--nncf", type=interpreter, metavar="PYTHON", help="an interpreter that has NNCF")
+    parser.add_argument("--onnxsim", type=interpreter, metavar="PYTHON", help="an interpreter that has onnxsim")
     parser.add_argument("--target", default="auto")
     parser.add_argument("--samples", type=int, default=64, help="calibration samples")
     parser.add_argument("--histogram-samples", type=int, default=16, help="for calibrators that hold all values")
@@ -77,12 +77,6 @@ def arguments() -> argparse.Namespace:
     args.ours = args.ours or ["int8"]
     args.peers = [peer for peer in PEERS if peer != "nncf-transformer"] if args.peers is None else args.peers
     return args
-
-
-def _interpreter(text: str) -> str:
-    """A path from here, since children start elsewhere; the link of a virtual environment is not followed."""
-    path = Path(text)
-    return str(path.absolute()) if path.exists() else text
 
 
 def main() -> int:

@@ -50,12 +50,28 @@ def simplified(source: Path) -> Any:
     return model
 
 
+def pruned(source: Path, feeds: list[dict[str, Any]], recipe: str) -> Any:
+    """onnxsim's unstructured pruning: recipe is onnxsim-CRITERION-ASKED, asked a share (0.5) or N:M (2:4)."""
+    import onnxsim
+
+    criterion, asked = recipe.split("-")[1:]
+    kept, _, of = asked.partition(":")
+    settings: dict[str, Any] = {"n": int(kept), "m": int(of)} if of else {"sparsity": float(kept)}
+    model = onnx.load(source)
+    if criterion == "magnitude":
+        return onnxsim.apply_magnitude_pruning(model, **settings)
+    apply = {"wanda": onnxsim.apply_wanda_pruning, "sparsegpt": onnxsim.apply_sparsegpt_pruning}[criterion]
+    return apply(model, calibration_data=feeds, num_samples=len(feeds), **settings)
+
+
 def main() -> int:
     """Make one model."""
     recipe, source, feeds, out, samples = sys.argv[1:]
     started = time.perf_counter()
     if recipe == "onnxsim":
         made = simplified(Path(source))
+    elif recipe.startswith("onnxsim-"):
+        made = pruned(Path(source), feeds_of(Path(feeds), int(samples)), recipe)
     else:
         given = feeds_of(Path(feeds), int(samples))
         made = nncf_quantized(Path(source), given, recipe != "nncf-full", recipe == "nncf-transformer")

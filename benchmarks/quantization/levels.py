@@ -11,9 +11,9 @@ from pathlib import Path
 import onnx
 import onnxruntime
 
+from benchmarks.bench import told_error
 from benchmarks.quantization.bench import Bench
 from benchmarks.quantization.steps import told_steps
-from benchmarks.quantization.table import told_error
 from onnxopt.feeds import Feeds
 from onnxopt.model import Model, Node, Variable, load
 from onnxopt.runtime import Session

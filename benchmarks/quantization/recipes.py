@@ -1,10 +1,10 @@
-"""Recipes that run under this interpreter: pass lists of ours, and onnxruntime's own quantization.
+"""Recipes of other tools; here run those of onnxruntime's own quantization.
 
-    python -m benchmarks.quantization.recipes RECIPE SOURCE FEEDS OUT SAMPLES TARGET
+    python -m benchmarks.quantization.recipes RECIPE SOURCE FEEDS OUT SAMPLES
 
-makes one model in a process of its own and prints its seconds and notes as JSON. RECIPE is one of PEERS, or "ready"
-(operator set 17 where the model is below 13, then onnxruntime's preprocessing: what all peers start from), or a pass
-list. FEEDS is a folder with one .npz (input name -> array) a sample.
+makes one model in a process of its own and prints its seconds as JSON. RECIPE is one of ORT_PEERS, or "ready" (operator
+set 17 where the model is below 13, then onnxruntime's preprocessing: what all peers start from). FEEDS is a folder with
+one .npz (input name -> array) a sample.
 
 Static recipes of onnxruntime, each with every calibrator: "u8s8" is what its documentation recommends for x86 (QDQ, U8
 activations, S8 weights per channel), "default" leaves all settings alone, "7bit" is u8s8 with reduce_range. "dynamic"
@@ -17,23 +17,12 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import onnx
 
-from onnxopt.feeds import Feeds, Split
-from onnxopt.feeds.open import open_feeds
-from onnxopt.model import Model, load
-from onnxopt.pipeline.grammar import Step, parse
-from onnxopt.pipeline.passes import Runner
-from onnxopt.pipeline.prepare import with_prepared
-from onnxopt.pipeline.settings import Settings
-from onnxopt.report import PassRecord
-from onnxopt.runtime import Session
-from onnxopt.target import resolve
+from benchmarks.ours import feeds_in
 
 CALIBRATORS = ("minmax", "entropy", "percentile", "distribution")
 ORT_PEERS = (
@@ -48,30 +37,6 @@ NNCF_PEERS = ("nncf-fast", "nncf-full", "nncf-transformer")
 PEERS = (*ORT_PEERS, *NNCF_PEERS)
 # These keep every value of every tensor of all samples.
 HISTOGRAMS = tuple(f"{base}-{name}" for base in ("u8s8", "default") for name in CALIBRATORS[1:])
-
-
-def run_steps(
-    path: Path, steps: list[Step], feeds: Feeds, target: str, samples: int | None = None
-) -> tuple[Model, list[PassRecord]]:
-    """The model after the steps, and a record of each. All feeds calibrate, and all choose."""
-    model = load(path)
-    chosen = feeds if samples is None else feeds.take(samples)
-    runner = Runner(model, load(path), Split(chosen, chosen, chosen), Settings(), resolve(target), stages=None)
-    runner.run(steps)
-    return model, runner.records
-
-
-def feeds_in(folder: Path, path: Path) -> Feeds:
-    """The feeds of a folder, for a model."""
-    return open_feeds([folder], Session(path).inputs, whole=True).fit
-
-
-def ours(text: str, source: Path, feeds: Path, out: Path, samples: int, target: str) -> list[str]:
-    """Run a pass list with what prepares it; returns the notes of the listed passes."""
-    steps = with_prepared(parse(text))
-    model, records = run_steps(source, steps, feeds_in(feeds, source), target, samples)
-    model.save(out)
-    return [note for record in records if record.inserted_for is None for note in record.notes]
 
 
 def ready(source: Path, out: Path) -> None:
@@ -134,19 +99,16 @@ def dynamic(source: Path, out: Path) -> None:
 
 def main() -> int:
     """Make one model."""
-    recipe, *paths, count, target = sys.argv[1:]
+    recipe, *paths, count = sys.argv[1:]
     source, feeds, out = map(Path, paths)
-    samples = int(count)
-    action: Callable[[], list[str] | None] = partial(ours, recipe, source, feeds, out, samples, target)
-    if recipe == "ready":
-        action = partial(ready, source, out)
-    elif recipe == "dynamic":
-        action = partial(dynamic, source, out)
-    elif recipe in ORT_PEERS:
-        action = partial(static, recipe, source, feeds, out, samples)
     started = time.perf_counter()
-    notes = action() or []
-    print(json.dumps({"seconds": time.perf_counter() - started, "notes": notes}))
+    if recipe == "ready":
+        ready(source, out)
+    elif recipe == "dynamic":
+        dynamic(source, out)
+    else:
+        static(recipe, source, feeds, out, int(count))
+    print(json.dumps({"seconds": time.perf_counter() - started}))
     return 0
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper
 
+from benchmarks.bench import told_error
+from benchmarks.ours import feeds_in, run_steps
 from benchmarks.quantization.bench import Bench
-from benchmarks.quantization.recipes import feeds_in, run_steps
-from benchmarks.quantization.table import told_error
 from onnxopt.calibration import Requests, collect
 from onnxopt.feeds import Feeds
 from onnxopt.graph.extract import extract

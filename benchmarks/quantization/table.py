@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from benchmarks.bench import told_error, told_latency, told_scores
 from benchmarks.quantization import bounds
 from benchmarks.quantization.bench import Bench
 from benchmarks.quantization.bounds import Figures
 from benchmarks.quantization.recipes import HISTOGRAMS
-from onnxopt.errors import OnnxoptError
 
 
 def table(bench: Bench) -> Iterator[str]:
@@ -44,7 +44,7 @@ def measured(bench: Bench, recipe: str) -> tuple[Figures, str]:
     latency = bench.latency(made.path)
     few = f", {bench.args.histogram_samples} samples" if recipe in HISTOGRAMS else ""
     line = (
-        f"{told_scores(scores)} | {size:.3f} bytes | {latency.ratio:.2f}x [{latency.low:.2f}, {latency.high:.2f}]"
+        f"{told_scores(scores)} | {size:.3f} bytes | {told_latency(latency)}"
         f" | {made.seconds:.1f} s, {made.peak / 1e6:.0f} MB{few}"
     )
     figures = Figures(recipe, scores, size, latency.ratio)
@@ -62,15 +62,3 @@ def held(bench: Bench, result: Figures, before: dict[str, float], peers: list[Fi
         return
     found = bench.latency(bench.make(result.recipe).path, bench.make(fastest.recipe).path)
     yield bounds.beside_fastest(bench.name, fastest.recipe, found.ratio, found.low, found.high)
-
-
-def told_scores(scores: dict[str, float]) -> str:
-    """Figures of a task, in order."""
-    return " ".join(f"{key} {value:.4f}" for key, value in scores.items() if key != "metadata_lost" or value)
-
-
-def told_error(error: Exception) -> str:
-    """An error in one line."""
-    text = error.cause if isinstance(error, OnnxoptError) else str(error)
-    kind = "" if type(error).__name__ == "Failed" else f"{type(error).__name__}: "
-    return kind + " ".join(text.split())[:160]

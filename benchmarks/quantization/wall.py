@@ -6,9 +6,9 @@ import sys
 import time
 from collections.abc import Iterator
 
+from benchmarks.children import Failed, run_child
+from benchmarks.ours import feeds_in
 from benchmarks.quantization.bench import Bench
-from benchmarks.quantization.children import Failed, Limits, run_child
-from benchmarks.quantization.recipes import feeds_in
 from onnxopt.feeds import Sample
 from onnxopt.model import load
 from onnxopt.runtime import Session
@@ -29,7 +29,7 @@ def wall(bench: Bench) -> Iterator[str]:
     command = [sys.executable, "-m", "onnxopt", str(bench.path), "--passes", "int8", "--data", str(folder)]
     command += ["--no-verify", "--latency-seconds", "0", "--force", "--quiet", "--output", str(out)]
     try:
-        seconds = run_child(command, Limits(bench.args.timeout, bench.args.memory * 1e9)).seconds
+        seconds = run_child(command, bench.limits).seconds
     except Failed as error:
         yield f"{bench.name}: {error}"
         return

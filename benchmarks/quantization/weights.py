@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+from benchmarks.bench import told_error, told_latency, told_scores
 from benchmarks.quantization import bounds
 from benchmarks.quantization.bench import Bench
-from benchmarks.quantization.table import told_error, told_scores
 from onnxopt.model import Variable, load
 from onnxopt.passbase import names
 from onnxopt.runtime import Session
@@ -48,7 +48,7 @@ def measured(bench: Bench, text: str) -> tuple[bounds.Stored, str]:
     bench.log({**record, "latency": latency.ratio, "scores": scores, "cast_chains": chains})
     line = (
         f"{size:.3f} bytes | {close or f'{found.quality:.4f} of the answers equal'} | {told_scores(scores)}"
-        f" | {latency.ratio:.2f}x [{latency.low:.2f}, {latency.high:.2f}] | {chains} Cast behind Cast"
+        f" | {told_latency(latency)} | {chains} Cast behind Cast"
     )
     return bounds.Stored(text, scores, size, found.min_sqnr_db, chains), line
 

@@ -12,9 +12,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.children import Failed, Limits, run_child
 from benchmarks.quantization import bounds, levels, rounding, steps
 from benchmarks.quantization.bounds import Figures
-from benchmarks.quantization.children import Failed, Limits, run_child
 from benchmarks.quantization.weights import cast_chains
 from onnxopt.feeds import Feeds
 from onnxopt.feeds.function import from_items

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 _POLL_SECONDS = 0.1
 
 
@@ -58,7 +58,7 @@ def _watch(child: subprocess.Popen[bytes], started: float, limits: Limits) -> in
     """Wait for the end; the highest peak that was seen. Raises Failed beyond a limit."""
     peak = 0
     while True:
-        peak = max(peak, _resident_peak(child.pid))
+        peak = max(peak, resident_peak(child.pid))
         if peak > limits.memory:
             raise Failed(f"left out: takes more than {limits.memory / 1e9:.1f} GB")
         if time.perf_counter() - started > limits.seconds:
@@ -70,7 +70,7 @@ def _watch(child: subprocess.Popen[bytes], started: float, limits: Limits) -> in
         return peak
 
 
-def _resident_peak(process: int) -> int:
+def resident_peak(process: int) -> int:
     """VmHWM in bytes, 0 where it is not told."""
     try:
         status = Path(f"/proc/{process}/status").read_text()
