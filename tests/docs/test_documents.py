@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -13,6 +14,8 @@ import pytest
 
 from onnxopt.cli.run import run
 from onnxopt.errors import OnnxoptError
+from onnxopt.passbase.lookup import lookup
+from onnxopt.pipeline.grammar import canonical, parse
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -79,7 +82,7 @@ def test_the_python_of_writing_a_pass_runs(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["README.md", "docs/design.md", "docs/writing-a-pass.md", "docs/cli.md", "docs/conformance.md", "CHANGELOG.md"],
+    ["README.md", "CHANGELOG.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))],
 )
 def test_links_and_paths_lead_somewhere(path: str) -> None:
     text = (ROOT / path).read_text()
@@ -87,6 +90,52 @@ def test_links_and_paths_lead_somewhere(path: str) -> None:
     for target in targets:
         assert (ROOT / path).parent.joinpath(target).exists(), target
     assert max(map(len, text.splitlines())) <= 200
+
+
+def test_every_example_of_sparsity_is_a_pass_list() -> None:
+    text = (ROOT / "docs" / "sparsity.md").read_text()
+    examples = re.findall(r"`'?(prune_weights[:{][^`']*)'?`", text)
+    assert len(examples) >= 10
+    asked = {option for example in examples for option in re.findall(r"[:{](\w+)=", example)}
+    for example in examples:
+        assert canonical(parse(canonical(parse(example)))) == canonical(parse(example))
+    assert {"sparsity", "pattern", "threshold", "relative", "scope", "criterion"} <= asked
+
+
+def test_every_example_of_pruning_runs_and_every_option_has_one() -> None:
+    text = (ROOT / "docs" / "pruning.md").read_text()
+    examples = re.findall(r"`(prune[:{][^`]*)`", text)
+    asked = {option for example in examples for option in re.findall(r"[:{](\w+)=", example)}
+    for example in examples:
+        assert canonical(parse(canonical(parse(example)))) == canonical(parse(example))
+    assert asked == {item.name for item in dataclasses.fields(lookup("prune"))}
+    for words, _ in commands(text):
+        assert (ROOT / words[1]).is_file()
+        assert (ROOT / words[words.index("--data") + 1]).is_dir()
+        assert canonical(parse(words[words.index("--passes") + 1]))
+
+
+def test_pruning_names_every_criterion_scope_and_unit() -> None:
+    text = (ROOT / "docs" / "pruning.md").read_text()
+    fields = {item.name: item for item in dataclasses.fields(lookup("prune"))}
+    for name in ("criterion", "scope", "of"):
+        choices = fields[name].metadata["choices"]
+        assert choices
+        assert [choice for choice in choices if f"`{choice}`" not in text] == []
+
+
+def test_the_report_in_pruning_shows_what_its_command_prints(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = (ROOT / "docs" / "pruning.md").read_text()
+    words = next(words for words, _ in commands(text) if "-v" in words)
+    assert run([*words[1:], "--latency-seconds", "0", "--target", "x86"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    changes = blocks(text, "text")[1].split("\n  channels ")[1:]
+    assert len(changes) >= 3
+    for change in changes:
+        if change.startswith("removed"):
+            assert " ".join(change.split()) in printed
+        else:
+            assert " ".join(change.partition("; ")[2].split()) in printed  # how many go may change with the data
 
 
 README = (ROOT / "README.md").read_text()
