@@ -13,7 +13,7 @@ from onnxopt.numerics.blocks import Wide, shrunk
 
 # Bytes that all matrices may take while they are gathered; a layer of 4,608 inputs takes 340 MB alone.
 MOST_BYTES = 384 << 20
-_ENTRY = 16  # bytes: a compensated float64 sum
+ENTRY = 16  # bytes: a compensated float64 sum
 _ROUNDING = 1e-12  # of a variance, as a share of the mean square
 
 
@@ -58,6 +58,6 @@ def _size(node: Node) -> int:
     weight = node.inputs[1]
     assert isinstance(weight, Constant)
     if node.op == "Conv":
-        return int(node.attrs.get("group", 1)) * int(np.prod(weight.shape[1:])) ** 2 * _ENTRY
+        return int(node.attrs.get("group", 1)) * int(np.prod(weight.shape[1:])) ** 2 * ENTRY
     inputs = weight.shape[-1] if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.shape[-2]
-    return int(inputs) ** 2 * _ENTRY
+    return int(inputs) ** 2 * ENTRY

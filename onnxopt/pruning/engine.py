@@ -18,7 +18,7 @@ from functools import cached_property
 import numpy as np
 
 from onnxopt.graph import remove_dead
-from onnxopt.graph.axes import AxisMaps
+from onnxopt.graph.axes import AxisMaps, Product
 from onnxopt.graph.axes.axis import Floats, Ints
 from onnxopt.graph.channels import Plan, frozen_reasons, remove
 from onnxopt.graph.edit import label
@@ -174,7 +174,7 @@ class _Pruner:
                 continue
             scores = self._scores(group)
             shares = [self._shares(product) for product in group.products if id(product) in self._factors]
-            order = removal_order(group, self.maps, moments, shares, self.settings.criterion, scores)
+            order = removal_order(group, moments, shares, self.settings.criterion, scores)
             counts = allowed_counts(group, order, self.settings.round_to)
             if self.settings.ratio == 0:
                 assert scores is not None
@@ -211,10 +211,10 @@ class _Pruner:
         sources = list(self._seen.moments)
         return fisher(self.model, sources, self._judged, self.context.shapes, self.context.measure, self.context.seed)
 
-    def _shares(self, product: object) -> tuple[Ints, Floats]:
+    def _shares(self, product: Product) -> tuple[Ints, Floats]:
         """Sets of the positions that a product sums over, and the share of its power that each holds."""
         one, other = (self._seen.moments.get(source) for source in self._factors[id(product)])
-        roots = self.maps.channels.roots(product.channels)  # type: ignore[attr-defined]
+        roots = self.maps.channels.roots(product.channels)
         if one is None or other is None:
             return roots, np.full(len(roots), 1 / len(roots))
         power = np.diagonal(one.second) * np.diagonal(other.second)

@@ -23,7 +23,7 @@ from onnxopt.numerics.elimination import RIDGE, damped, prediction
 from onnxopt.pruning.groups import Group
 from onnxopt.pruning.moments import Moments
 from onnxopt.pruning.order import kept
-from onnxopt.pruning.reads import Read, Slot, slot_of
+from onnxopt.pruning.reads import Read, Slot, energy, slot_of
 
 # how the weights that stay make up for those that go
 REFIT, MEAN_FOLD, NOTHING = "refit", "mean fold", "nothing"
@@ -103,9 +103,7 @@ class Fitting:
 
     def energy(self, read: Read) -> Floats:
         """W^T W [K, K] of the weights that a layer had at first."""
-        first = self._spread(read.reader, self._first[id(read.reader)])[read.group]
-        lines = first.transpose(1, 0, 2).reshape(first.shape[1], -1)
-        return np.asarray(lines @ lines.T)
+        return energy(self._spread(read.reader, self._first[id(read.reader)])[read.group])
 
     def first_fit(self, read: Read, keep: Mask) -> Floats:
         """T [K, kept] with x ~ T x_S: what stays as it is, what goes as it is predicted from that."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.calibration import Requests, Statistics
+from onnxopt.calibration.moments import ENTRY, MOST_BYTES
 from onnxopt.graph.names import Names
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 from onnxopt.numerics.elimination import Floats
@@ -17,9 +18,6 @@ from onnxopt.pruning.reads import Source
 
 Measure = Callable[[Model, Requests], Statistics]
 
-# Bytes that all matrices gathered in one run may take, and what an entry takes meanwhile: a compensated sum.
-MOST_BYTES = 384 << 20
-_ENTRY = 16
 # Channels beyond which a matrix is not gathered: 5,120 take 0.4 GB and minutes to invert.
 WIDEST = 5120
 
@@ -109,7 +107,7 @@ def _parts(sources: Sequence[Source], reasons: dict[Source, str]) -> list[list[S
         if not isinstance(width, int) or width > WIDEST:
             reasons[source] = f"reads {width or 'an unknown number of'} channels, more than are related to each other"
             continue
-        size = width * width * _ENTRY
+        size = width * width * ENTRY
         if parts[-1] and size > room:
             parts.append([])
             room = MOST_BYTES

@@ -16,6 +16,7 @@ import numpy as np
 
 from onnxopt.graph.axes import AxisMaps
 from onnxopt.graph.axes.axis import Floats, Ints, Mask
+from onnxopt.model import Node
 from onnxopt.numerics.elimination import Dropping, Elimination, damped
 from onnxopt.pruning.groups import Group
 from onnxopt.pruning.moments import Moments
@@ -42,7 +43,6 @@ class Order:
 
 def removal_order(
     group: Group,
-    maps: AxisMaps,
     moments: Mapping[Read, Moments],
     products: Sequence[tuple[Ints, Floats]],
     criterion: str,
@@ -180,7 +180,7 @@ def magnitudes(group: Group, maps: AxisMaps, norm: int) -> dict[int, float]:
         values = np.asarray(node.inputs[index].values)
         if values.ndim < 2 or values.shape[parameter.axis] != len(roots) or not np.isin(roots, made).any():
             continue
-        if any(_is_read(maps, node, index, parameter.channels)):
+        if _is_read(maps, node, index, parameter.channels):
             continue
         lines = np.abs(np.moveaxis(values, parameter.axis, 0).reshape(len(roots), -1).astype(np.float64))
         norms = lines.sum(axis=1) if norm == 1 else np.sqrt((lines**2).sum(axis=1))
@@ -191,13 +191,10 @@ def magnitudes(group: Group, maps: AxisMaps, norm: int) -> dict[int, float]:
     return found
 
 
-def _is_read(maps: AxisMaps, node: object, index: int, channels: Ints) -> list[bool]:
+def _is_read(maps: AxisMaps, node: Node, index: int, channels: Ints) -> bool:
     """Whether the node reads these channels by that input, and does not make them."""
-    return [
-        True
-        for reader in maps.readers
-        if reader.node is node and reader.index == index and np.isin(channels, reader.read.channels).all()
-    ]
+    readers = (reader for reader in maps.readers if reader.node is node and reader.index == index)
+    return any(np.isin(channels, reader.read.channels).all() for reader in readers)
 
 
 def kept(roots: Ints, gone: set[int]) -> Mask:

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 
 import numpy as np
-import numpy.typing as npt
 
 from onnxopt.graph.axes import AxisMaps, Reader
 from onnxopt.graph.axes.axis import Floats, Ints
-from onnxopt.graph.axes.weights import add_to_bias
-from onnxopt.graph.edit import is_output, label
+from onnxopt.graph.axes.recurrent import add_to_gates
+from onnxopt.graph.axes.weights import add_to_bias, bias_known
+from onnxopt.graph.biases import bias_slot
+from onnxopt.graph.edit import is_output
 from onnxopt.model import Constant, Model, Node, Variable
-
-Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -53,9 +51,7 @@ class Read:
     @cached_property
     def energy(self) -> Floats:
         """W^T W [K, K] over all outputs and taps, without weights that go with their channel."""
-        weights = self.weights()
-        lines = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
-        return np.asarray(lines @ lines.T)
+        return energy(self.weights())
 
     def weights(self) -> Floats:
         """[rows, K, taps] float64."""
@@ -64,6 +60,12 @@ class Read:
         if self.reader.own is not None:
             weights = np.where(self.reader.own, 0.0, weights)
         return np.asarray(weights[self.group])
+
+
+def energy(weights: Floats) -> Floats:
+    """W^T W [K, K] of weights [rows, K, taps], over all rows and taps."""
+    lines = weights.transpose(1, 0, 2).reshape(weights.shape[1], -1)
+    return np.asarray(lines @ lines.T)
 
 
 def reads_of(maps: AxisMaps) -> list[Read]:
@@ -118,56 +120,24 @@ def slot_of(reader: Reader, model: Model) -> Slot | None:
     node = reader.node
     if node.op in ("LSTM", "GRU", "RNN"):
         half = 1 if reader.data is None else 0
-        return Slot(node, lambda amounts: _add_to_gates(node, half, amounts)) if _is_open(node, 3) else None
-    if node.op in ("Conv", "ConvTranspose") and _is_open(node, 2):
+        return Slot(node, partial(add_to_gates, node, half)) if bias_known(node, 3) else None
+    if node.op in ("Conv", "ConvTranspose") and bias_known(node, 2):
         return Slot(node, lambda amounts: add_to_bias(node, 2, len(amounts), amounts))
     if node.op == "Gemm":
         return Slot(node, reader.fold) if reader.fold is not None else None
-    if node.op != "MatMul" or reader.data != 0:
-        return None
-    follower = _add_behind(node, model)
-    if follower is None:
-        return None
-    add, index = follower
-    return Slot(add, lambda amounts: _add_to_operand(add, index, amounts))
+    return _slot_behind(node, model) if node.op == "MatMul" and reader.data == 0 else None
 
 
-def _is_open(node: Node, index: int) -> bool:
-    given = node.inputs[index] if index < len(node.inputs) else None
-    return given is None or given.is_empty() or isinstance(given, Constant)
-
-
-def _add_behind(node: Node, model: Model) -> tuple[Node, int] | None:
-    out = node.outputs[0]
-    if len(out.outputs) != 1 or out.outputs[0].op != "Add" or is_output(out, model):
-        return None
-    add = out.outputs[0]
-    index = 0 if add.inputs[0] is not out else 1
-    other = add.inputs[index]
+def _slot_behind(node: Node, model: Model) -> Slot | None:
+    output = node.outputs[0]
+    slot = bias_slot(node, {id(output)} if is_output(output, model) else set())
     width = node.inputs[1].shape[-1]
-    fits = isinstance(other, Constant) and other.shape[-1:] == (width,) and other.data.size == width
-    return (add, index) if fits else None
+    if slot is None or slot.given is None or slot.given.shape[-1:] != (width,) or slot.given.data.size != width:
+        return None
+    add, at = slot.node, slot.at
 
+    def plus(amounts: Floats) -> None:
+        now = replace(slot, given=add.inputs[at])
+        add.inputs[at] = Constant(add.inputs[at].name, now.plus(amounts, node.inputs[1].dtype))
 
-def _add_to_operand(add: Node, index: int, amounts: Floats) -> None:
-    old = add.inputs[index]
-    values = np.asarray(old.values, np.float64) + amounts.reshape(old.shape)
-    add.inputs[index] = Constant(old.name, values.astype(old.dtype))
-
-
-def _add_to_gates(node: Node, half: int, amounts: Floats) -> None:
-    """B [directions, 2 rows]: first what goes with the input, then what goes with the state."""
-    weights = node.inputs[1]
-    directions, rows = weights.shape[:2]
-    present = node.inputs[3] if len(node.inputs) > 3 and not node.inputs[3].is_empty() else None
-    bias = np.zeros((directions, 2 * rows)) if present is None else np.array(present.values, np.float64)
-    bias[:, half * rows : (half + 1) * rows] += amounts.reshape(directions, rows)
-    while len(node.inputs) <= 3:
-        node.inputs.append(Variable.empty())
-    name = f"{weights.name}_bias" if present is None else present.name
-    node.inputs[3] = Constant(name, bias.astype(weights.dtype))
-
-
-def described(read: Read) -> str:
-    """How reports call a layer."""
-    return label(read.node)
+    return Slot(add, plus)

@@ -56,9 +56,8 @@ def refit_in_order(
         fits = len(read.roots) <= WIDEST and not fitting.is_shared(read)
         if read.source is not None and read.source.direction is None and fits:
             by_source.setdefault(read.source, []).append(read)
-    main = {tensor for node in fitting.model.graph.nodes for tensor in node.outputs}
     order = {tensor: at for at, tensor in enumerate(t for n in fitting.model.graph.nodes for t in n.outputs)}
-    stages = sorted((source for source in by_source if source.tensor in main), key=lambda s: order[s.tensor])
+    stages = sorted((source for source in by_source if source.tensor in order), key=lambda s: order[s.tensor])
     best, accepted = error(), 0
     for done, source in enumerate(stages):
         progress(done, len(stages))

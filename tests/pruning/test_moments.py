@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxopt.calibration.moments import MOST_BYTES
 from onnxopt.model import Model, load
-from onnxopt.pruning.moments import MOST_BYTES, WIDEST, Moments, Seen, _parts, gather
+from onnxopt.pruning.moments import WIDEST, Moments, Seen, _parts, gather
 from onnxopt.pruning.reads import Source, reads_of
 from onnxopt.pruning.sizes import seen_sizes
 from tests.graph.topologies import TOPOLOGIES

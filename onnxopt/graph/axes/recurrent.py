@@ -63,24 +63,25 @@ def _read_input(node: Node, maps: AxisMaps) -> None:
     if read is None:
         return
     spread: Callable[[Array], Array] = lambda w: w.reshape(1, -1, w.shape[2], 1)  # noqa: E731
-    fold = _add_to_bias(node) if bias_known(node, _BIAS) else None
+    fold = partial(add_to_gates, node, 0) if bias_known(node, _BIAS) else None
     maps.readers.append(Reader(node, 1, read, 1, spread, lambda new, old: new.reshape(old.shape), fold))
     maps.parameter(node, 1, 2, read.channels)
 
 
-def _add_to_bias(node: Node) -> Callable[[Floats], None]:
-    def fold(amounts: Floats) -> None:
-        weights = node.inputs[1]
-        directions, rows = weights.shape[:2]
-        present = _given(node, _BIAS)
-        old = np.zeros((directions, 2 * rows)) if present is None else np.array(present.values, np.float64)
-        old[:, :rows] += amounts.reshape(directions, rows)
-        while len(node.inputs) <= _BIAS:
-            node.inputs.append(Variable.empty())
-        base = f"{weights.name}_bias" if present is None else present.name
-        node.inputs[_BIAS] = Constant(base, old.astype(weights.dtype))
+def add_to_gates(node: Node, half: int, amounts: Floats) -> None:
+    """Add to half of B [directions, 2 rows], making it where there is none; amounts: [directions * rows].
 
-    return fold
+    half: 0 for what goes with the input (W), 1 for what goes with the state (R).
+    """
+    weights = node.inputs[1]
+    directions, rows = weights.shape[:2]
+    present = _given(node, _BIAS)
+    bias = np.zeros((directions, 2 * rows)) if present is None else np.array(present.values, np.float64)
+    bias[:, half * rows : (half + 1) * rows] += amounts.reshape(directions, rows)
+    while len(node.inputs) <= _BIAS:
+        node.inputs.append(Variable.empty())
+    base = f"{weights.name}_bias" if present is None else present.name
+    node.inputs[_BIAS] = Constant(base, bias.astype(weights.dtype))
 
 
 def _obstacle(node: Node, maps: AxisMaps) -> str | None:
