@@ -82,9 +82,9 @@ class Exporter:
         for constant in graph.initializers:
             origin = constant.origin
             kind = "initializer" if origin is None else origin.kind
-            untouched = origin is not None and origin.data is constant.data
-            if origin is not None and kind == "sparse_initializer" and untouched:
-                sparse.append((origin.position, constant.name, constant.data))
+            if constant.data.sparse is not None and kind != "node" and not self._needs_node(graph, constant):
+                at = origin.position if origin is not None and kind == "sparse_initializer" else last
+                sparse.append((at, constant.name, constant.data))
             elif kind != "node" and not self._needs_node(graph, constant):
                 at = origin.position if origin is not None and kind == "initializer" else last
                 dense.append((at, constant.name, constant.data))

@@ -30,12 +30,12 @@ _PLAIN_KINDS = "fiubc"
 _SAMPLES, _SAMPLE_BYTES = 16, 1024
 
 # types several of whose elements share a byte
-_PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
+PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
 
 
 def stored_nbytes(dtype: np.dtype, size: int) -> int:
     """Bytes that `size` elements take in a file, sub-byte types packed."""
-    bits = _PACKED_BITS.get(dtype.name)
+    bits = PACKED_BITS.get(dtype.name)
     return size * dtype.itemsize if bits is None else (size * bits + 7) // 8
 
 
@@ -258,7 +258,7 @@ class TensorData(LazyValues):
 
     def _memory(self) -> memoryview:
         """The bytes of `raw_data` of what lies in memory, without a copy where the array is laid out like them."""
-        if self._raw is None and self.dtype.name not in _PACKED_BITS:
+        if self._raw is None and self.dtype.name not in PACKED_BITS:
             flat: Any = _contiguous(self.array()).reshape(-1).view(np.uint8)
             return memoryview(flat)
         return memoryview(self.raw_bytes())

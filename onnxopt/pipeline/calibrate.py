@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from onnxopt.calibration import Requests, Statistics, collect
 from onnxopt.calibration.sampling import ELEMENTS
 from onnxopt.calibration.storage import Provenance, SavedStatistics
+from onnxopt.encoding import Opened
 from onnxopt.errors import FeedError, NothingCompared, UsageError
 from onnxopt.feeds import Feeds, Sample, Split, batch_trouble
 from onnxopt.model import Model
 from onnxopt.pipeline.grammar import Step
-from onnxopt.pipeline.passes import Runner
+from onnxopt.pipeline.passes import Runner, evaluate
 from onnxopt.pipeline.prepare import with_prepared
 from onnxopt.pipeline.saved import Calibration, SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
@@ -81,6 +82,7 @@ class CalibrationRun:
         before: list[str] = []
         asked, idle = False, ""
         for step in with_prepared(self.steps):
+            opened = Opened(work, evaluate)
             requests = step.pass_.for_target(self.target).needs(work)
             if requests is not None and not requests:
                 idle = step.source
@@ -88,6 +90,7 @@ class CalibrationRun:
                 asked = True
                 if not self.saved.covers(work, requests):
                     return step, requests, before
+            opened.close()
             runner.step(step)
             before.append(step.source)
         listed = ", ".join(step.source for step in self.steps)

@@ -13,6 +13,7 @@ from onnx import ModelProto
 from threadpoolctl import threadpool_limits
 
 from onnxopt.calibration import Requests, Statistics, collect
+from onnxopt.encoding import Opened
 from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
 from onnxopt.feeds import Split
 from onnxopt.model import Model, Snapshot
@@ -128,7 +129,9 @@ class Runner:
         seconds = 0.0
         try:
             check_order(step, self.model, quantized_before)
+            opened = Opened(self.model, evaluate)
             result = self._rewrite(step)
+            result = replace(result, notes=(*result.notes, *opened.close()))
             seconds = time.perf_counter() - started
             after = self.model.snapshot()
             modified = _digest(after) != _digest(before)

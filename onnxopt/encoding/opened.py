@@ -1,0 +1,272 @@
+"""Stored forms shown as the weights that they stand for while a pass runs, and put back behind it.
+
+A weight that the pass left alone goes back into the very nodes it came from. One that it changed, and what it made
+from them, is stored again where that loses no bit and saves bytes; else it stays as the pass left it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from onnxopt.encoding.find import forms
+from onnxopt.encoding.forms import Form
+from onnxopt.encoding.store import kept_dense, store
+from onnxopt.graph import detach, replace_inputs
+from onnxopt.graph.extract import extract
+from onnxopt.graph.operators import opset_of
+from onnxopt.graph.sort import sorted_nodes
+from onnxopt.model import Constant, Graph, Model, Node, Variable
+from onnxopt.model.tensor_data import TensorData
+
+# (model, values of its inputs) -> values of its outputs, as `Context.evaluate`
+Evaluate = Callable[[ModelProto, dict[str, NDArray[Any]]], list[NDArray[Any]]]
+
+# What decoding is made of: values are moved, and integers computed.
+_MOVES = frozenset(
+    {"Gather", "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Slice", "Concat", "Identity", "Expand", "Flatten"}
+)
+_INTEGER = frozenset({"Add", "Sub", "Mul", "BitShift", "BitwiseAnd", "BitwiseOr", "CumSum"})
+_CAST_TO: dict[object, np.dtype[Any]] = {6: np.dtype(np.int32), 7: np.dtype(np.int64)}  # of TensorProto.DataType
+# A form holds codes: so many elements at least, of a type of at most 16 bits.
+_LEAST_CODES = 64
+# Constants below this size are not stored again: nodes would take more.
+_LEAST_BYTES = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """A stored form that was opened: its nodes in order with what they read and make, and the constant shown."""
+
+    body: Graph
+    nodes: tuple[tuple[Node, tuple[Any, ...], tuple[Variable, ...]], ...]
+    made: Variable
+    shown: Constant
+    data: TensorData
+
+
+class Opened:
+    """The stored forms of a model, opened. `close` ends it; a model that was rolled back needs none."""
+
+    def __init__(self, model: Model, evaluate: Evaluate) -> None:
+        self._model = model
+        self._forms: list[_Form] = []
+        self._before: dict[int, tuple[Graph, list[Node], list[Node], list[Constant], list[Constant]]] = {}
+        cones = list(_cones(model))
+        if not cones:
+            return
+        values = _decoded(cones, model, evaluate)
+        cones = [cone for cone in cones if _smaller(cone, values.get(id(cone.made)))]
+        self._uids = {constant.data.uid for constant in model.constants()}
+        if cones:
+            self._open(cones, values)
+        self._uids |= {form.data.uid for form in self._forms}
+
+    def __bool__(self) -> bool:
+        return bool(self._forms)
+
+    def _open(self, cones: list[_Cone], values: dict[int, NDArray[Any]]) -> None:
+        before = {id(body): (body, list(body.nodes), list(body.initializers)) for body in self._model.bodies()}
+        for cone in cones:
+            shown = Constant(cone.made.name, TensorData.from_array(values[id(cone.made)]))
+            replace_inputs(cone.made, shown)
+            cone.body.initializers.append(shown)
+            wired = tuple((node, tuple(node.inputs), tuple(node.outputs)) for node in cone.nodes)
+            self._forms.append(_Form(cone.body, wired, cone.made, shown, shown.data))
+        # nodes that several forms share are unwired last
+        gone = {id(node): node for cone in cones for node in cone.nodes}
+        read = {id(tensor) for cone in cones for node in cone.nodes for tensor in node.inputs}
+        for node in gone.values():
+            detach(node)
+        for body, nodes, constants in before.values():
+            body.nodes = [node for node in nodes if id(node) not in gone]
+            outputs = {id(tensor) for tensor in body.outputs}
+            body.initializers = [
+                constant
+                for constant in body.initializers
+                if id(constant) not in read or constant.outputs or id(constant) in outputs
+            ]
+            self._before[id(body)] = (body, nodes, list(body.nodes), constants, list(body.initializers))
+
+    def close(self) -> list[str]:
+        """Put the forms back; returns what a reader should know: weights that are dense now."""
+        if not self._forms:
+            return []
+        self._model.normalize()
+        homes = {id(constant): body for body in self._model.bodies() for constant in body.initializers}
+        lost: list[_Form] = []
+        back: list[_Form] = []
+        for form in self._forms:
+            home = homes.get(id(form.shown))
+            if home is None:
+                continue
+            intact = home is form.body and form.shown.data is form.data
+            (back if intact else lost).append(form)
+        self._put_back(back)
+        self._recode()
+        dense = {id(constant) for constant in self._model.constants()}
+        return [f"{form.shown.name} is stored densely now" for form in lost if id(form.shown) in dense]
+
+    def _put_back(self, back: list[_Form]) -> None:
+        wired: set[int] = set()
+        for form in back:
+            for node, inputs, outputs in form.nodes:
+                if id(node) not in wired:
+                    wired.add(id(node))
+                    node.inputs, node.outputs = list(inputs), list(outputs)
+            replace_inputs(form.shown, form.made)
+        shown = {id(form.shown) for form in back}
+        touched = {id(form.body) for form in back}
+        for body, nodes, left, constants, left_constants in self._before.values():
+            if id(body) not in touched:
+                continue
+            if _same(body.nodes, left):
+                body.nodes = [node for node in nodes if node.inputs or node.outputs]
+            else:
+                own = [node for node in nodes if id(node) in wired]
+                body.nodes = own + body.nodes
+            present = [constant for constant in body.initializers if id(constant) not in shown]
+            if _same(body.initializers, left_constants):
+                stayed = set(map(id, present))
+                first = [constant for constant in constants if constant.outputs or id(constant) in stayed]
+                present = first + [constant for constant in present if not any(constant is each for each in first)]
+            body.initializers = present
+        self._model.normalize()
+
+    def _recode(self) -> None:
+        """Store again, without loss, what the pass made of opened weights."""
+        masked = any(node.op == "CumSum" for form in self._forms for node, _, _ in form.nodes)
+        shown = {id(form.shown) for form in self._forms}
+        kept = kept_dense(self._model)
+        wanted: dict[Constant, Form] = {}
+        for constant in self._model.constants():
+            data = constant.data
+            known = data.uid in self._uids and id(constant) not in shown
+            if known or id(constant) in kept or data.nbytes < _LEAST_BYTES or data.sparse is not None:
+                continue
+            found = smallest(data, palette=True, mask=masked)
+            if found is not None:
+                wanted[constant] = found
+        if wanted:
+            store(self._model, wanted)
+
+
+def smallest(data: TensorData, *, palette: bool, mask: bool, sparse: bool = False) -> Form | None:
+    """The smallest form that gives back every bit of a tensor and is smaller than it, None where there is none."""
+    if data.dtype.kind == "O" or data.nbytes < _LEAST_BYTES:
+        return None
+    best: Form | None = None
+    for form in forms(data.array(), palette=palette, mask=mask, sparse=sparse):
+        if form.nbytes < (data.nbytes if best is None else best.nbytes):
+            best = form
+    return best
+
+
+def _same(one: Sequence[object], other: Sequence[object]) -> bool:
+    """Whether two lists hold the very same objects in the same order."""
+    return len(one) == len(other) and all(each is there for each, there in zip(one, other, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Cone:
+    """Nodes of one body, sorted, that compute `made` from constants alone."""
+
+    body: Graph
+    nodes: tuple[Node, ...]
+    made: Variable
+
+
+def _cones(model: Model) -> Iterator[_Cone]:
+    """What may be a stored form: computed from constants, among them codes, by moves and integers alone."""
+    for body in model.bodies():
+        if body.function is None and any(_has_codes(constant) for constant in _read_in(body)):
+            yield from _cones_of(body)
+
+
+def _read_in(body: Graph) -> Iterator[Constant]:
+    return (tensor for node in body.nodes for tensor in node.inputs if isinstance(tensor, Constant))
+
+
+def _has_codes(constant: Constant) -> bool:
+    data = constant.data
+    return data.size >= _LEAST_CODES and data.dtype.name in ("uint8", "uint16", "uint4", "uint2", "int8", "int16")
+
+
+def _cones_of(body: Graph) -> Iterator[_Cone]:
+    dtypes: dict[int, np.dtype] = {}
+    inside: dict[int, Node] = {}
+    for node in sorted_nodes(body):
+        dtype = _decodes(node, dtypes, inside)
+        if dtype is not None:
+            inside[id(node)] = node
+            dtypes[id(node.outputs[0])] = dtype
+    outputs = {id(tensor) for tensor in body.outputs}
+    places = {key: at for at, key in enumerate(inside)}
+    for node in inside.values():
+        made = node.outputs[0]
+        readers = made.outputs
+        if id(made) in outputs or not readers or all(id(reader) in inside for reader in readers):
+            continue
+        cone = _members(node, places)
+        if any(_has_codes(tensor) for member in cone for tensor in member.inputs if isinstance(tensor, Constant)):
+            yield _Cone(body, tuple(cone), made)
+
+
+def _decodes(node: Node, dtypes: dict[int, np.dtype], inside: dict[int, Node]) -> np.dtype | None:
+    """The type of what a node makes when it may take part in decoding, else None."""
+    if node.kind[0] != "" or len(node.outputs) != 1 or not node.inputs:
+        return None
+    given = [tensor for tensor in node.inputs if not tensor.is_empty()]
+    if not all(isinstance(tensor, Constant) or (tensor.inputs and id(tensor.inputs[0]) in inside) for tensor in given):
+        return None
+    first = given[0].dtype if isinstance(given[0], Constant) else dtypes[id(given[0])]
+    if node.op == "Cast":
+        whole = first.kind in "iu" or first.name in ("uint4", "int4", "uint2", "int2")
+        return _CAST_TO.get(node.attrs.get("to")) if whole else None
+    if node.op in _MOVES:
+        return np.dtype(first)
+    return np.dtype(first) if node.op in _INTEGER and np.dtype(first).kind in "iu" else None
+
+
+def _members(node: Node, places: dict[int, int]) -> list[Node]:
+    """`node` and all that it is computed by, in the order of their places."""
+    found: dict[int, Node] = {}
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if id(each) not in found:
+            found[id(each)] = each
+            pending += [tensor.inputs[0] for tensor in each.inputs if isinstance(tensor, Variable) and tensor.inputs]
+    return sorted(found.values(), key=lambda each: places[id(each)])
+
+
+def _decoded(cones: list[_Cone], model: Model, evaluate: Evaluate) -> dict[int, NDArray[Any]]:
+    """id(tensor) -> values of what the cones make, computed by the runtime."""
+    values: dict[int, NDArray[Any]] = {}
+    pending = [[cone for cone in cones if opset_of(cone.body) == opset] for opset in {opset_of(c.body) for c in cones}]
+    while pending:
+        members = pending.pop()
+        nodes = {id(node): node for cone in members for node in cone.nodes}
+        opset = opset_of(members[0].body)
+        proto, inputs = extract(list(nodes.values()), [cone.made for cone in members], opset, model.ir_version)
+        try:
+            results = evaluate(proto, inputs)
+        except Exception:  # noqa: BLE001  what the runtime can't compute is no stored form, whatever it raises
+            pending += [[cone] for cone in members] if len(members) > 1 else []
+            continue
+        values |= {id(cone.made): value for cone, value in zip(members, results, strict=True)}
+    return values
+
+
+def _smaller(cone: _Cone, values: NDArray[Any] | None) -> bool:
+    """Whether the constants of a cone take fewer bytes than what they stand for; None: it could not be computed."""
+    if values is None:
+        return False
+    read = (tensor for node in cone.nodes for tensor in node.inputs if isinstance(tensor, Constant))
+    held = {constant.data.uid: constant.data.nbytes for constant in read}
+    return sum(held.values()) < values.nbytes

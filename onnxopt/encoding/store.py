@@ -1,0 +1,111 @@
+"""Putting stored forms into a model: which of a tensor's forms is smallest, and whether it may stand there at all."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from onnxopt.encoding.chain import Chains, obstacle
+from onnxopt.encoding.forms import Form, Masked, Palette, Sparse
+from onnxopt.graph import replace_inputs
+from onnxopt.graph.operators import opset_of
+from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
+
+# The first IR version with sparse initializers (onnx, docs/IR.md), and the types in which onnxruntime 1.32 reads them.
+_SPARSE_IR = 6
+_SPARSE_TYPES = frozenset({"float32", "float16", "float64", "int8", "uint8", "int32"})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What became of the tensors: name -> bytes saved, about; name -> why it stays dense."""
+
+    saved: dict[str, int] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def store(model: Model, wanted: Mapping[Constant, Form]) -> Stored:
+    """Replace constants by what computes them from a smaller form, which is equal bit for bit.
+
+    Constants that share one content share one form. Left dense, with the reason: outputs of bodies, what a quantization
+    annotation names, constants of local functions, and whatever would not save bytes.
+    """
+    model.normalize()
+    stored = Stored()
+    kept = kept_dense(model)
+    homes = {id(constant): body for body in model.bodies() for constant in body.initializers}
+    chains = Chains(model)
+    new: dict[int, list[Node]] = {}
+    gone: set[int] = set()
+    written: dict[tuple[int, int], Variable] = {}
+    for constant, form in wanted.items():
+        body = homes[id(constant)]
+        reason = kept.get(id(constant)) or _obstacle(form, body, model)
+        saved = constant.data.nbytes - form.nbytes
+        if reason is None and saved <= 0:
+            reason = f"{described(form)} would not be smaller than its {constant.data.nbytes} bytes"
+        if reason is not None:
+            stored.left[constant.name] = reason
+            continue
+        stored.saved[constant.name] = saved
+        if isinstance(form, Sparse):
+            sparse = Constant(constant.name, TensorData.from_sparse(form.proto(constant.name)))
+            replace_inputs(constant, sparse)
+            body.initializers = [sparse if other is constant else other for other in body.initializers]
+            continue
+        key = (constant.data.uid, id(body))
+        if key not in written:
+            nodes = chains.write(constant, form, body)
+            new.setdefault(id(body), []).extend(nodes)
+            written[key] = nodes[-1].outputs[0]
+        replace_inputs(constant, written[key])
+        gone.add(id(constant))
+    for body in model.bodies():
+        if id(body) in new:
+            body.nodes = new[id(body)] + body.nodes
+            body.initializers = [constant for constant in body.initializers if id(constant) not in gone]
+    model.normalize()
+    return stored
+
+
+def kept_dense(model: Model) -> dict[int, str]:
+    """Constants that something besides a node of a graph refers to, and what: they must stay constants."""
+    kept: dict[int, str] = {}
+    for body in model.bodies():
+        if body.function is not None:
+            kept |= {id(constant): "it belongs to a local function" for constant in body.initializers}
+        kept |= {id(tensor): f"it is an output of graph {body.name!r}" for tensor in body.outputs}
+        kept |= _annotated(body)
+    return kept
+
+
+def _annotated(body: Graph) -> dict[int, str]:
+    annotations = getattr(body.proto, "quantization_annotation", ())
+    named = {entry.value for item in annotations for entry in item.quant_parameter_tensor_names}
+    found = (constant for constant in body.initializers if constant.name in named)
+    return {id(constant): "a quantization annotation names it" for constant in found}
+
+
+def _obstacle(form: Form, body: Graph, model: Model) -> str | None:
+    """Why a form can't be written where a constant stands, None where it can."""
+    if not isinstance(form, Sparse):
+        return obstacle(form, opset_of(body))
+    if body.parent is not None:
+        return "sparse initializers stand in the main graph only"
+    if model.ir_version < _SPARSE_IR:
+        return f"sparse initializers begin with IR version {_SPARSE_IR}, the model has {model.ir_version}"
+    if form.dense.dtype.name not in _SPARSE_TYPES:
+        return f"the runtime reads no sparse initializers of type {form.dense.dtype.name}"
+    return None
+
+
+def described(form: Form) -> str:
+    """A form in a few words."""
+    if isinstance(form, Sparse):
+        return "a sparse initializer"
+    if isinstance(form, Masked):
+        inner = f", these as {described(form.kept)}" if isinstance(form.kept, Palette) else ""
+        return f"a bitmask and {form.density:.0%} of the values{inner}"
+    groups = f" for each of {form.groups} groups" if form.groups > 1 else ""
+    width = f" of {form.width} values" if form.width > 1 else ""
+    return f"a palette of {form.entries} entries{width}{groups}"
