@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
 
+from onnxopt.encoding import Opened
 from onnxopt.errors import OnnxoptError
 from onnxopt.feeds import Feeds
 from onnxopt.model import Model
 from onnxopt.model import files as model_files
+from onnxopt.pipeline.passes import evaluate
 from onnxopt.pipeline.prepare import quantized_nodes
 from onnxopt.pipeline.proof.kernels import kernel_figures
 from onnxopt.pipeline.proof.noise import layer_figures
@@ -63,8 +65,9 @@ def prove(
             return None
 
     kernels = part("kernels", lambda: kernel_figures(result, optimized_graph(result, threads=threads)))
-    risks = part("saturation", lambda: saturation_figures(result, samples, threads)) if saturates else None
-    layers, unmeasured = part("layers", lambda: layer_figures(reference, result, samples, threads)) or ((), 0)
+    shown = _shown(result)
+    risks = part("saturation", lambda: saturation_figures(shown, samples, threads)) if saturates else None
+    layers, unmeasured = part("layers", lambda: layer_figures(reference, shown, samples, threads)) or ((), 0)
     memory = part("memory", lambda: _memory((reference, result), files, threads))
     return QuantizationFigures(
         kernels=kernels,
@@ -75,6 +78,12 @@ def prove(
         memory=memory,
         notes=tuple(notes),
     )
+
+
+def _shown(model: Model) -> Model:
+    """The model with its stored forms shown as weights."""
+    clone = model.clone().model
+    return clone if Opened(clone, evaluate) else model
 
 
 def _memory(models: tuple[Model, Model], files: tuple[Path | None, Path | None], threads: int) -> MemoryFigures | None:

@@ -1,0 +1,151 @@
+"""Stored forms are weights while a pass runs, and forms again behind it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from onnxopt.encoding import Form, Opened, find_palette, store
+from onnxopt.graph import replace_inputs
+from onnxopt.model import Constant, Model, load
+from onnxopt.pipeline.passes import evaluate
+from tests.encoding.grids import FORMS, LEVELS, SHAPE, constant, feed, form, model_of, run, same_bits
+from tests.passes.quantizing import parse
+
+NODES = [kind for kind in FORMS if kind != "sparse"]
+
+
+def holding(wanted: Form, opset: int = 17) -> Model:
+    """A model that holds one stored form."""
+    model = model_of(wanted.values(), opset, 10)
+    assert not store(model, {constant(model): wanted}).left
+    return model
+
+
+@pytest.mark.parametrize("kind", NODES)
+@pytest.mark.parametrize("opset", [9, 13, 21])
+@pytest.mark.parametrize("read_again", [False, True])
+def test_what_a_pass_leaves_alone_is_the_same_model_after(kind: str, opset: int, read_again: bool) -> None:
+    if opset == 9 and kind.startswith("mask"):
+        return
+    wanted = form(kind)
+    model = holding(wanted, opset)
+    if read_again:
+        model = load(model.to_proto())
+    before = model.to_proto().SerializeToString(deterministic=True)
+    opened = Opened(model, evaluate)
+    assert opened
+    assert [node.op for node in model.graph.nodes] == ["MatMul", "Relu"]
+    assert same_bits(constant(model).values, wanted.values())
+    assert opened.close() == []
+    assert model.to_proto().SerializeToString(deterministic=True) == before
+
+
+def test_models_without_stored_forms_are_not_touched() -> None:
+    model = model_of(np.round(form("mask").values()))
+    before = model.digest()
+    opened = Opened(model, evaluate)
+    assert not opened
+    assert opened.close() == []
+    assert model.digest() == before
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_changed_weights_are_stored_again_without_loss(kind: str) -> None:
+    wanted = form(kind, 3)
+    model = holding(wanted)
+    opened = Opened(model, evaluate)
+    weight = constant(model)
+    weight.values = (2 * weight.values[:, :32]).astype(np.float32)
+    model.graph.outputs[0].shape = [1, 32]
+    expected = run(model, LEVELS[3], feed())[0]
+    assert opened.close() == []
+    assert any(node.op == "Gather" for node in model.graph.nodes)
+    assert same_bits(run(model, LEVELS[3], feed())[0], expected)
+
+
+def test_what_a_pass_makes_of_a_weight_is_stored_again_too() -> None:
+    """As codes of 8 bits are: other names, another type, a factor for each column."""
+    model = holding(form("whole"))
+    opened = Opened(model, evaluate)
+    weight = constant(model)
+    codes = np.clip(np.round(weight.values * 30), -127, 127).astype(np.int8)
+    made = Constant("codes", codes)
+    text = """g (float[1, 48] x, int8[48, 64] codes) => (float[1, 64] y) {
+        w = Cast <to = 1> (codes)  h = MatMul(x, w)  y = Relu(h) }"""
+    other = parse(text)
+    model.graph.nodes = list(other.graph.nodes)
+    replace_inputs(other.graph.inputs[1], made)
+    replace_inputs(other.graph.inputs[0], model.graph.inputs[0])
+    model.graph.outputs = list(other.graph.outputs)
+    model.graph.initializers = []
+    model.normalize()
+    expected = run(model, LEVELS[3], feed())[0]
+    assert opened.close() == []
+    assert [node.op for node in model.graph.nodes].count("Gather") == 1
+    assert max(each.data.nbytes for each in model.constants()) <= SHAPE[0] * SHAPE[1] // 2
+    assert same_bits(run(model, LEVELS[3], feed())[0], expected)
+
+
+def test_a_weight_that_fits_no_form_any_more_is_told() -> None:
+    model = holding(form("whole"))
+    opened = Opened(model, evaluate)
+    constant(model).values = np.random.default_rng(3).normal(size=SHAPE).astype(np.float32)
+    assert opened.close() == ["W is stored densely now"]
+    assert [node.op for node in model.graph.nodes] == ["MatMul", "Relu"]
+
+
+def test_a_weight_that_a_pass_removes_goes_with_its_nodes() -> None:
+    model = holding(form("whole"))
+    opened = Opened(model, evaluate)
+    replace_inputs(constant(model), Constant("other", np.ones(SHAPE, np.float32)))
+    model.graph.initializers = [each for each in model.graph.initializers if each.outputs]
+    assert opened.close() == []
+    assert all(each.name.startswith("other") for each in model.constants())
+    assert run(model, LEVELS[3], feed())[0].shape == (1, SHAPE[1])
+
+
+def test_two_weights_and_nodes_added_between() -> None:
+    """One weight changed, the other left alone, and the body has other nodes than before."""
+    coarse = np.round(np.random.default_rng(0).normal(size=(64, 64)) * 2).astype(np.float32)
+    other = np.round(np.random.default_rng(1).normal(size=(64, 64)) * 2).astype(np.float32)
+    model = parse(
+        "g (float[1, 64] x) => (float[1, 64] y) { h = MatMul(x, A)  r = Relu(h)  y = MatMul(r, B) }",
+        {"A": coarse, "B": other},
+    )
+    forms = {constant(model, name): find_palette(constant(model, name).values) for name in "AB"}
+    store(model, {each: found for each, found in forms.items() if found is not None})
+    opened = Opened(model, evaluate)
+    constant(model, "A").values = -coarse
+    relu = next(node for node in model.graph.nodes if node.op == "Relu")
+    relu.op = "Identity"
+    x = {"x": np.random.default_rng(2).normal(size=(1, 64)).astype(np.float32)}
+    expected = run(model, LEVELS[3], x)[0]
+    assert opened.close() == []
+    assert [node.op for node in model.graph.nodes].count("Gather") == 2
+    assert same_bits(run(model, LEVELS[3], x)[0], expected)
+    again = load(model.to_proto())
+    assert Opened(again, evaluate)
+
+
+def test_codes_with_a_scale_are_no_stored_form() -> None:
+    """Cast and Mul compute with floats: what they stand for is not what is stored."""
+    codes = np.random.default_rng(0).integers(-9, 9, SHAPE).astype(np.int8)
+    model = parse(
+        "g (float[1, 48] x) => (float[1, 64] y) { w = Cast <to = 1> (c)  v = Mul(w, s)  y = MatMul(x, v) }",
+        {"c": codes, "s": np.array(0.1, np.float32)},
+    )
+    assert not Opened(model, evaluate)
+
+
+def test_what_cannot_be_computed_is_no_stored_form() -> None:
+    """Indices outside of the codebook, in a branch that is never taken."""
+    codes = np.full(SHAPE, 200, np.uint8)
+    text = """g (float[1, 48] x, bool c) => (float[1, 64] y) {
+        y = If (c) <then_branch = a () => (float[1, 64] p) {
+                        i = Cast <to = 6> (codes)  w = Gather(book, i)  p = MatMul(x, w) },
+                    else_branch = b () => (float[1, 64] q) { q = MatMul(x, W) }> }"""
+    model = parse(text, {"codes": codes, "book": np.arange(16, dtype=np.float32), "W": form("whole").values()})
+    before = model.digest()
+    assert not Opened(model, evaluate)
+    assert model.digest() == before
