@@ -36,6 +36,7 @@ class Sparsify(Pass):
     """Store weights with many zeros as a bitmask and the other values."""
 
     name: ClassVar[str] = "sparsify"
+    prepare: ClassVar[tuple[str, ...]] = ("convert_opset",)
 
     forms: tuple[str, ...] = option(("bitmask",), "forms to choose from: bitmask, sparse (few tools read it)")
     only: tuple[str, ...] = option((), "names or patterns of the nodes whose weights may be stored; default all")

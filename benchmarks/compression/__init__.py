@@ -1,0 +1,1 @@
+"""Fewer bytes and fewer multiplications: what each pass of compression makes of a model, beside others."""
