@@ -48,16 +48,25 @@ class _Form:
     made: Variable
     shown: Constant
     data: TensorData
+    read: tuple[tuple[Constant, TensorData], ...]
+
+    @property
+    def intact(self) -> bool:
+        """Whether the weight, and what it is computed from, is what it was."""
+        return self.shown.data is self.data and all(constant.data is data for constant, data in self.read)
 
 
 class Opened:
-    """The stored forms of a model, opened. `close` ends it; a model that was rolled back needs none."""
+    """The stored forms of a model, opened. `close` ends it; a model that was rolled back needs none.
 
-    def __init__(self, model: Model, evaluate: Evaluate) -> None:
+    shared: open also what is another weight in another layout, as `dedup` leaves a transposed one.
+    """
+
+    def __init__(self, model: Model, evaluate: Evaluate, shared: bool = False) -> None:
         self._model = model
         self._forms: list[_Form] = []
         self._before: dict[int, tuple[Graph, list[Node], list[Node], list[Constant], list[Constant]]] = {}
-        cones = list(_cones(model))
+        cones = list(_cones(model, shared))
         if not cones:
             return
         values = _decoded(cones, model, evaluate)
@@ -77,7 +86,8 @@ class Opened:
             replace_inputs(cone.made, shown)
             cone.body.initializers.append(shown)
             wired = tuple((node, tuple(node.inputs), tuple(node.outputs)) for node in cone.nodes)
-            self._forms.append(_Form(cone.body, wired, cone.made, shown, shown.data))
+            held = tuple((constant, constant.data) for constant in cone.constants)
+            self._forms.append(_Form(cone.body, wired, cone.made, shown, shown.data, held))
         # nodes that several forms share are unwired last
         gone = {id(node): node for cone in cones for node in cone.nodes}
         read = {id(tensor) for cone in cones for node in cone.nodes for tensor in node.inputs}
@@ -105,8 +115,7 @@ class Opened:
             home = homes.get(id(form.shown))
             if home is None:
                 continue
-            intact = home is form.body and form.shown.data is form.data
-            (back if intact else lost).append(form)
+            (back if home is form.body and form.intact else lost).append(form)
         self._put_back(back)
         self._recode()
         dense = {id(constant) for constant in self._model.constants()}
@@ -180,12 +189,32 @@ class _Cone:
     nodes: tuple[Node, ...]
     made: Variable
 
+    @property
+    def constants(self) -> list[Constant]:
+        """What the nodes read."""
+        read = (tensor for node in self.nodes for tensor in node.inputs if isinstance(tensor, Constant))
+        return list({id(constant): constant for constant in read}.values())
 
-def _cones(model: Model) -> Iterator[_Cone]:
-    """What may be a stored form: computed from constants, among them codes, by moves and integers alone."""
+    @property
+    def borrows(self) -> bool:
+        """Whether a constant of some size has a reader outside as well, so that it stays whatever becomes of this."""
+        return any(constant.data.nbytes >= _LEAST_BYTES and self._lent(constant) for constant in self.constants)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the constants that these nodes alone read."""
+        return sum(constant.data.nbytes for constant in self.constants if not self._lent(constant))
+
+    def _lent(self, constant: Constant) -> bool:
+        own = set(map(id, self.nodes))
+        return any(id(reader) not in own for reader in constant.outputs)
+
+
+def _cones(model: Model, shared: bool) -> Iterator[_Cone]:
+    """What may be a stored form: computed from constants, codes or shared ones, by moves and integers alone."""
     for body in model.bodies():
-        if body.function is None and any(_has_codes(constant) for constant in _read_in(body)):
-            yield from _cones_of(body)
+        if body.function is None and (shared or any(_has_codes(constant) for constant in _read_in(body))):
+            yield from _cones_of(body, shared)
 
 
 def _read_in(body: Graph) -> Iterator[Constant]:
@@ -197,7 +226,7 @@ def _has_codes(constant: Constant) -> bool:
     return data.size >= _LEAST_CODES and data.dtype.name in ("uint8", "uint16", "uint4", "uint2", "int8", "int16")
 
 
-def _cones_of(body: Graph) -> Iterator[_Cone]:
+def _cones_of(body: Graph, shared: bool) -> Iterator[_Cone]:
     dtypes: dict[int, np.dtype] = {}
     inside: dict[int, Node] = {}
     for node in sorted_nodes(body):
@@ -212,9 +241,9 @@ def _cones_of(body: Graph) -> Iterator[_Cone]:
         readers = made.outputs
         if id(made) in outputs or not readers or all(id(reader) in inside for reader in readers):
             continue
-        cone = _members(node, places)
-        if any(_has_codes(tensor) for member in cone for tensor in member.inputs if isinstance(tensor, Constant)):
-            yield _Cone(body, tuple(cone), made)
+        cone = _Cone(body, tuple(_members(node, places)), made)
+        if any(map(_has_codes, cone.constants)) or (shared and cone.borrows):
+            yield cone
 
 
 def _decodes(node: Node, dtypes: dict[int, np.dtype], inside: dict[int, Node]) -> np.dtype | None:
@@ -265,8 +294,4 @@ def _decoded(cones: list[_Cone], model: Model, evaluate: Evaluate) -> dict[int, 
 
 def _smaller(cone: _Cone, values: NDArray[Any] | None) -> bool:
     """Whether the constants of a cone take fewer bytes than what they stand for; None: it could not be computed."""
-    if values is None:
-        return False
-    read = (tensor for node in cone.nodes for tensor in node.inputs if isinstance(tensor, Constant))
-    held = {constant.data.uid: constant.data.nbytes for constant in read}
-    return sum(held.values()) < values.nbytes
+    return values is not None and cone.nbytes < values.nbytes

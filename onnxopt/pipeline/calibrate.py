@@ -13,6 +13,7 @@ from onnxopt.encoding import Opened
 from onnxopt.errors import FeedError, NothingCompared, UsageError
 from onnxopt.feeds import Feeds, Sample, Split, batch_trouble
 from onnxopt.model import Model
+from onnxopt.passbase import Effect
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.passes import Runner, evaluate
 from onnxopt.pipeline.prepare import with_prepared
@@ -82,7 +83,7 @@ class CalibrationRun:
         before: list[str] = []
         asked, idle = False, ""
         for step in with_prepared(self.steps):
-            opened = Opened(work, evaluate)
+            opened = Opened(work, evaluate, shared=step.pass_.effect is Effect.LOSSY)
             requests = step.pass_.for_target(self.target).needs(work)
             if requests is not None and not requests:
                 idle = step.source

@@ -17,7 +17,7 @@ from onnxopt.encoding import Opened
 from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
 from onnxopt.feeds import Split
 from onnxopt.model import Model, Snapshot
-from onnxopt.passbase import Context, PassResult
+from onnxopt.passbase import Context, Effect, PassResult
 from onnxopt.pipeline.grammar import Step
 from onnxopt.pipeline.prepare import check_order, quantized_nodes, still_wanted
 from onnxopt.pipeline.saved import SavedFiles, StatisticsError
@@ -129,7 +129,7 @@ class Runner:
         seconds = 0.0
         try:
             check_order(step, self.model, quantized_before)
-            opened = Opened(self.model, evaluate)
+            opened = Opened(self.model, evaluate, shared=step.pass_.effect is Effect.LOSSY)
             result = self._rewrite(step)
             result = replace(result, notes=(*result.notes, *opened.close()))
             seconds = time.perf_counter() - started

@@ -9,7 +9,7 @@ from onnxopt.encoding import Form, Opened, find_palette, store
 from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Model, load
 from onnxopt.pipeline.passes import evaluate
-from tests.encoding.grids import FORMS, LEVELS, SHAPE, constant, feed, form, model_of, run, same_bits
+from tests.encoding.grids import FORMS, LEVELS, SHAPE, Array, constant, feed, form, model_of, run, same_bits
 from tests.passes.quantizing import parse
 
 NODES = [kind for kind in FORMS if kind != "sparse"]
@@ -149,3 +149,34 @@ def test_what_cannot_be_computed_is_no_stored_form() -> None:
     before = model.digest()
     assert not Opened(model, evaluate)
     assert model.digest() == before
+
+
+def tied() -> Model:
+    """A table whose transpose multiplies at the end, as `dedup` leaves it."""
+    return parse(
+        """g (int64[n] i, float[48, 9] t) => (float[n, 48] y, float[9, 64] z) {
+        e = Gather(W, i)  v = Transpose <perm = [1, 0]> (W)  y = MatMul(e, v)  u = Transpose(t)  z = MatMul(u, W) }""",
+        {"W": form("whole").values()},
+    )
+
+
+def test_a_weight_in_another_layout_is_shown_where_asked() -> None:
+    model = tied()
+    before = model.digest()
+    assert not Opened(model, evaluate)
+    opened = Opened(model, evaluate, shared=True)
+    assert same_bits(constant(model, "v").values, np.ascontiguousarray(constant(model, "W").values.T))
+    assert opened.close() == []
+    assert model.digest() == before
+
+
+def test_a_layout_of_a_changed_weight_is_not_put_back() -> None:
+    """The weight that it borrows changed, the layout did not: computing it again would change it too."""
+    model = tied()
+    opened = Opened(model, evaluate, shared=True)
+    old = np.array(constant(model, "v").values)
+    constant(model, "W").values = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    opened.close()
+    feeds: dict[str, Array] = {"i": np.arange(5), "t": np.ones((48, 9), np.float32)}
+    expected = constant(model, "W").values[:5] @ old
+    assert np.allclose(run(model, LEVELS[3], feeds)[0], expected, rtol=1e-4, atol=1e-4)
