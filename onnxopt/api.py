@@ -92,6 +92,7 @@ def optimize(
     threads: int = 1,
     limits: LimitsLike = "default",
     latency_seconds: float = 2.0,
+    compressed: bool = False,
     on_error: str = "stop",
     verify: bool = True,
     require_data: bool = False,
@@ -110,11 +111,12 @@ def optimize(
     feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part, drawn by
     `seed`. batch: feeds that calibration joins into one run. statistics: what `calibrate` gathered for these passes.
     limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
+    compressed: measure compressed sizes of files above 64 MiB too.
     output: where to write; None writes nothing. external_data: weights in a file beside it "always", "never", or, with
     "auto", where they exceed 2 GB. reports: files to write the report to, .json or .txt, even where the run fails.
     force: replace an existing output or report; an input is never replaced.
-    budgets: max_drop, min_sqnr, min_agreement, max_abs, max_relative, max_size, max_latency; see
-    `onnxopt.verification.budgets`.
+    budgets: max_drop, min_sqnr, min_agreement, max_abs, max_relative, max_size, max_compressed, max_memory,
+    max_load, max_latency; see `onnxopt.verification.budgets`.
 
     Raises VerdictError (with the result) where a budget or the quality floor fails, unless keep_failed is set;
     UsageError, ModelError, PassError, NothingCompared and LimitError as `onnxopt.errors` says. The output is written
@@ -134,6 +136,7 @@ def optimize(
         verify=verify,
         require_data=require_data,
         latency_seconds=latency_seconds,
+        compressed=compressed,
         keep_failed=keep_failed,
         external_data=_choice("external_data", external_data, PLACES),
         dry_run=dry_run,
@@ -249,6 +252,7 @@ def check(
     threads: int = 1,
     limits: LimitsLike = "default",
     latency_seconds: float = 2.0,
+    compressed: bool = False,
     reports: str | Path | Iterable[str | Path] = (),
     force: bool = False,
     progress: Progress = silent,
@@ -257,13 +261,14 @@ def check(
     """Hold a candidate against a reference on real inputs; the report's verdict and exit_code are the answer.
 
     feeds: all of them are compared, none is kept for calibration; a folder that is parted already gives its evaluate
-    part. budgets: kind -> limit, or as keywords; without one on quality, the quality floor is held. reports: files to
-    write the report to, .json or .txt; force: replace existing ones.
+    part. budgets: kind -> limit, or as keywords; without one on quality, the quality floor is held. compressed: measure
+    compressed sizes of files above 64 MiB too. reports: files to write the report to, .json or .txt; force: replace
+    existing ones.
     Raises NothingCompared without real inputs, and UsageError, ModelError and LimitError as `onnxopt.errors` says.
     """
     files = _file(candidate), _file(reference)
     report_paths = _report_paths(reports, force, _files(*files, feeds, evaluate, labels, evaluate_labels))
-    settings = Settings(seed=seed, threads=threads, latency_seconds=latency_seconds)
+    settings = Settings(seed=seed, threads=threads, latency_seconds=latency_seconds, compressed=compressed)
     demands = _demands({**(budgets or {}), **more_budgets}, metrics, settings)
     bounds = Limits.of(limits)
     inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)

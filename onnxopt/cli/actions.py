@@ -51,7 +51,7 @@ def _remedy(report: Report) -> str:
     if any(output.problem is not None for output in report.comparison.outputs):
         return "see closeness in the report; a budget on quality, such as --max-drop, would decide instead of the floor"
     broken = {budget.name.partition("[")[0] for budget in report.budgets if not budget.passed}
-    if broken and broken <= {"max_size", "max_latency"}:
+    if broken and broken <= _SMALL_OR_FAST:
         return "its answers are close enough: make it smaller or faster, or loosen the budget"
     return "see closeness in the report for the output that differs most; use milder passes, or loosen the budget"
 
@@ -75,8 +75,12 @@ _OPTIONAL = (
     "max_abs",
     "max_relative",
     "max_size",
+    "max_compressed",
+    "max_memory",
+    "max_load",
     "max_latency",
 )
+_SMALL_OR_FAST = {"max_size", "max_compressed", "max_memory", "max_load", "max_latency"}
 
 
 def _or_none(data: tuple[str, ...]) -> list[str] | None:

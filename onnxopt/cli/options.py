@@ -144,6 +144,27 @@ budget_options = combined(
         "--max-size", multiple=True, metavar="SIZE", section=BUDGETS, help="File size: 5MB, or 0.35x of the original."
     ),
     option(
+        "--max-compressed",
+        multiple=True,
+        metavar="SIZE",
+        section=BUDGETS,
+        help="Size as in a zip archive: 4MB, or 0.3x of the original.",
+    ),
+    option(
+        "--max-memory",
+        multiple=True,
+        metavar="SIZE",
+        section=BUDGETS,
+        help="Memory of the loaded model: 50MB, or 0.5x of the original.",
+    ),
+    option(
+        "--max-load",
+        multiple=True,
+        metavar="X",
+        section=BUDGETS,
+        help="Time of loading: 200ms, or 0.8x of the original.",
+    ),
+    option(
         "--max-latency",
         multiple=True,
         metavar="X",
@@ -176,6 +197,12 @@ run_options = combined(
         metavar="S",
         section=RUN,
         help="Time spent timing both models; 0 leaves it out. [2]",
+    ),
+    option(
+        "--compressed",
+        is_flag=True,
+        section=RUN,
+        help="Compressed sizes of files above 64 MiB too; it takes a second for every 20 MB.",
     ),
 )
 

@@ -9,7 +9,8 @@ from onnxopt.errors import NothingCompared, PassError
 from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.pipeline.facts import facts, feed_facts, versions
-from onnxopt.pipeline.final import Demands, Findings, Pair, conclude
+from onnxopt.pipeline.final import Demands, Findings, Observed, Pair, decide, observe
+from onnxopt.pipeline.footprint import FootprintMeter, with_footprint
 from onnxopt.pipeline.proof import prove
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import narrowest_float, random_outputs
@@ -37,19 +38,24 @@ def check(
     if split.evaluate_synthetic:
         raise NothingCompared("there are no real inputs to compare on", "give them with --data")
     of_candidate, of_reference = facts(candidate, paths[0]), facts(reference, paths[1])
-    sizes = (of_reference.file_bytes, of_candidate.file_bytes)
-    threads = settings.threads
-    pair = Pair(Session(reference, threads=threads), Session(candidate, threads=threads), sizes)
-    findings = _findings(pair, reference, split, demands, settings, progress)
-    del pair  # and the weights that its sessions packed
-    quantization = None
+    quantization = footprint = None
+    with FootprintMeter(reference, paths[1], settings, demands.budgets) as meter:
+        meter.add(candidate, paths[0])
+        observed = _observed(candidate, reference, split, demands, settings, meter, progress)
+        if isinstance(observed, str):
+            findings = Findings(problems=(observed,))
+        else:
+            progress("loading both models", 0, 0)
+            found = meter.measure((of_reference.file_bytes, of_candidate.file_bytes))
+            findings = decide(observed, found, demands, settings)
+            of_reference, of_candidate, footprint = with_footprint(of_reference, of_candidate, found.figures())
     if findings.comparison is not None:
         quantization = prove(
             reference,
             candidate,
             split.evaluate,
-            files=(paths[1], paths[0]),
-            threads=threads,
+            memory=footprint.memory if footprint is not None else None,
+            threads=settings.threads,
             saturates=resolve().saturates,
             progress=progress,
         )
@@ -64,11 +70,12 @@ def check(
         reason=problems[0] + more if problems else "",
         exit_code=1 if problems else 0,
         seed=settings.seed,
-        threads=threads,
+        threads=settings.threads,
         feeds=feed_facts(split, whole=True),
         comparison=findings.comparison,
         metrics=findings.metrics,
         latency=findings.latency,
+        footprint=footprint,
         quantization=quantization,
         budgets=findings.budgets,
         warnings=tuple(findings.warnings),
@@ -76,14 +83,22 @@ def check(
     )
 
 
-def _findings(
-    pair: Pair, reference: Model, split: Split, demands: Demands, settings: Settings, progress: Progress
-) -> Findings:
+def _observed(
+    candidate: Model,
+    reference: Model,
+    split: Split,
+    demands: Demands,
+    settings: Settings,
+    meter: FootprintMeter,
+    progress: Progress,
+) -> Observed | str:
+    """Both models run and compared, or why that can't be; their sessions are gone when this returns."""
+    pair = Pair(*(Session(model, threads=settings.threads) for model in (reference, candidate)))
     problem = _other_inputs(pair)
     if problem is not None:
-        return Findings(problems=(problem,))
+        return problem
     try:
-        return conclude(
+        return observe(
             pair,
             split.evaluate,
             demands,
@@ -91,10 +106,11 @@ def _findings(
             rule="lossy",
             compute_dtype=narrowest_float(reference),
             random=random_outputs(reference, split.evaluate),
+            settle=meter.settle,
             progress=progress,
         )
     except PassError as error:
-        return Findings(problems=(error.cause,))
+        return error.cause
 
 
 def _other_inputs(pair: Pair) -> str | None:

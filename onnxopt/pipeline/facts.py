@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import platform
-import zlib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -21,27 +20,26 @@ from onnxopt.report import FeedFacts, ModelFacts
 from onnxopt.report.quantities import samples
 
 _CHUNK = 1 << 22
-# compressing takes a second for every 16 MiB
-_COMPRESS_UP_TO = 16 << 20
 
 
 def facts(model: Model, path: Path | None = None) -> ModelFacts:
-    """Facts about a model; with `path`, about the file there, of which `model` is the content."""
+    """Facts about a model; with `path`, about the file there, of which `model` is the content.
+
+    How small it compresses is not among them: that takes a while, see `onnxopt.pipeline.footprint`.
+    """
     if path is not None:
-        files = [path, *sidecars(path)]
-        size = sum(file.stat().st_size for file in files)
-        sha256, compressed = _digest(_read(path)), _compressed(size, list(map(_read, files)))
+        size = sum(file.stat().st_size for file in (path, *sidecars(path)))
+        sha256 = _digest(_read(path))
     elif model.nbytes() <= model_files.INLINE_LIMIT:
         raw = model.to_proto().SerializeToString()
         size, sha256 = len(raw), hashlib.sha256(raw).hexdigest()
-        compressed = _compressed(size, [iter([raw])])
     else:
-        size, sha256, compressed = file_bytes(model), None, None
+        size, sha256 = file_bytes(model), None
     return ModelFacts(
         path=str(path) if path is not None else None,
         sha256=sha256,
         file_bytes=size,
-        compressed_bytes=compressed,
+        compressed_bytes=None,
         parameters=model.parameters(),
         nodes=model.node_count(),
         opset=model.opset,
@@ -107,12 +105,3 @@ def _digest(chunks: Iterator[bytes]) -> str:
     for chunk in chunks:
         digest.update(chunk)
     return digest.hexdigest()
-
-
-def _compressed(size: int, sources: list[Iterator[bytes]]) -> int | None:
-    """Bytes after zlib level 1, None for what would take seconds."""
-    if size > _COMPRESS_UP_TO:
-        return None
-    packer = zlib.compressobj(1)
-    total = sum(len(packer.compress(chunk)) for source in sources for chunk in source)
-    return total + len(packer.flush())

@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from onnxopt.report import BudgetFigures, ComparisonFigures, LatencyFigures, MetricFigures, OutputFigures
+from onnxopt.report import (
+    BudgetFigures,
+    ComparisonFigures,
+    LatencyFigures,
+    LoadFigures,
+    MemoryFigures,
+    MetricFigures,
+    OutputFigures,
+)
 from onnxopt.report.quantities import milliseconds, size
 from onnxopt.runtime.latency import Latency
-from onnxopt.verification import Budget, Comparison, Failure, MetricChange, Verdict
+from onnxopt.runtime.loads import Memory
+from onnxopt.verification import CHANGE, Budget, Comparison, Failure, MetricChange, Verdict
 
 
 def comparison_figures(
@@ -46,6 +55,16 @@ def latency_figures(latency: Latency, threads: int) -> LatencyFigures:
         candidate_ms=latency.candidate_ms,
         threads=threads,
     )
+
+
+def load_figures(load: Latency) -> LoadFigures:
+    """A timing of loading, for the report."""
+    return LoadFigures(load.ratio, load.low, load.high, load.pairs, load.reference_ms, load.candidate_ms)
+
+
+def memory_figures(memory: Memory) -> MemoryFigures:
+    """Memory of the loaded models, for the report."""
+    return MemoryFigures(memory.reference, memory.candidate, memory.noise, memory.loads)
 
 
 def metric_figures(changes: Mapping[str, MetricChange], samples: int) -> tuple[MetricFigures, ...]:
@@ -94,6 +113,8 @@ def _measured(verdict: Verdict, written: str) -> str:
         return size(round(value))
     if verdict.unit == "ms":
         return milliseconds(value)
+    if written == CHANGE:
+        return f"{(value - 1) * 100:+.4g}%"
     if written in ("pt", "%"):
         return f"{value * 100:.4g}{written}"
     return f"{value:.4g}{verdict.unit}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from onnxopt.errors import FeedError, NothingCompared, UsageError, did_you_mean
 from onnxopt.feeds import Feeds
 from onnxopt.model import Model
 from onnxopt.pipeline.figures import budget_figures, comparison_figures, latency_figures, metric_figures
+from onnxopt.pipeline.footprint import Footprint
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import hard, record_original, without
 from onnxopt.report import BudgetFigures, ComparisonFigures, LatencyFigures, MetricFigures
@@ -17,7 +18,7 @@ from onnxopt.runtime.latency import Latency, measure
 from onnxopt.verification import (
     Budget,
     Comparison,
-    Measured,
+    Failure,
     MetricChange,
     RecordedOutputs,
     check_outputs,
@@ -71,9 +72,13 @@ class Demands:
 
     def check(self, settings: Settings) -> None:
         """Refuse budgets that can't be measured in these settings. Raises UsageError."""
-        timed = any(budget.kind == "max_latency" for budget in self.budgets)
-        if timed and settings.latency_seconds == 0:
-            raise UsageError("max_latency is given, but timing is off", "leave out --latency-seconds 0")
+        kinds = {budget.kind for budget in self.budgets}
+        for kind in ("max_latency", "max_load"):
+            if kind in kinds and settings.latency_seconds == 0:
+                raise UsageError(f"{kind} is given, but timing is off", "leave out --latency-seconds 0")
+        for kind in ("max_memory", "max_load"):
+            if kind in kinds and not settings.verify:
+                raise UsageError(f"{kind} is given, but the result is not run", "leave out --no-verify")
         if self.quality and not settings.verify:
             raise UsageError("a budget on quality is given, but nothing is compared", "leave out --no-verify")
 
@@ -92,14 +97,30 @@ class Findings:
 
 @dataclass(frozen=True)
 class Pair:
-    """The two models of the final comparison, as they will run, and the sizes of their files in bytes."""
+    """The two models of the final comparison, as they will run."""
 
     reference: Session
     candidate: Session
-    sizes: tuple[int, int]
 
 
-def conclude(
+@dataclass(frozen=True)
+class Observed:
+    """What running both models told. failures: of the rule; held: the rule in words."""
+
+    comparison: Comparison
+    metrics: dict[str, MetricChange]
+    latency: Latency | None
+    failures: list[Failure]
+    held: str
+    warnings: list[str]
+    samples: int
+
+
+def _at_once() -> None:
+    """Nothing runs beside the comparison."""
+
+
+def observe(
     pair: Pair,
     feeds: Feeds,
     demands: Demands,
@@ -109,13 +130,14 @@ def conclude(
     compute_dtype: str | None = None,
     random: frozenset[str] = frozenset(),
     noise: Mapping[str, float] | None = None,
+    settle: Callable[[], None] = _at_once,
     progress: Progress = silent,
-) -> Findings:
-    """Compare on all feeds, measure metrics and latency, and judge the budgets.
+) -> Observed:
+    """Compare on all feeds, measure metrics and latency, and hold the outputs to the rule.
 
     rule: "rounding" or "lossy", what the outputs are held to. random: outputs that are not compared. noise: what the
-    runtime's own reordering costs each output of the original. Raises NothingCompared when no output is left, FeedError
-    when labels don't fit.
+    runtime's own reordering costs each output of the original. settle: called before anything is timed; it returns when
+    the machine is quiet. Raises NothingCompared when no output is left, FeedError when labels don't fit.
     """
     reference = record_original(pair.reference, feeds, _told(progress, "running the original"))
     candidate = RecordedOutputs(pair.candidate, feeds, progress=_told(progress, "running the result"))
@@ -127,8 +149,8 @@ def conclude(
         )
     _check_anything_compared(comparison)
     metrics = _metrics(demands, reference, candidate)
+    settle()
     latency = _latency(pair, feeds, settings, progress)
-    verdicts = judge(demands.budgets, Measured(comparison, metrics, pair.sizes, latency))
     failures = holds(comparison, rule, compute_dtype=compute_dtype, noise=noise)
     told = [*_unanswered(comparison), *warnings(comparison)]
     if demands.quality:
@@ -138,17 +160,28 @@ def conclude(
     if latency is not None and latency.low > _SLOWER:
         told.append(f"it is slower: it takes {latency.ratio:.2f} times as long as the original")
     held = "budgets given" if demands.quality and rule == "lossy" else RULES[rule]
-    figures = budget_figures(verdicts, demands.budgets)
-    broken = [
+    return Observed(comparison, metrics, latency, failures, held, told, len(feeds))
+
+
+def decide(observed: Observed | None, footprint: Footprint, demands: Demands, settings: Settings) -> Findings:
+    """The budgets, held against all that was measured. observed: None where nothing was compared."""
+    measured = footprint.measured()
+    if observed is not None:
+        measured = replace(measured, comparison=observed.comparison, metrics=observed.metrics, latency=observed.latency)
+    figures = budget_figures(judge(demands.budgets, measured), demands.budgets)
+    broken = tuple(
         f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed
-    ]
+    )
+    if observed is None:
+        return Findings(budgets=figures, problems=broken)
+    latency = observed.latency
     return Findings(
-        comparison=comparison_figures(comparison, "the original", held, failures),
-        metrics=metric_figures(metrics, len(feeds)),
+        comparison=comparison_figures(observed.comparison, "the original", observed.held, observed.failures),
+        metrics=metric_figures(observed.metrics, observed.samples),
         latency=latency_figures(latency, settings.threads) if latency is not None else None,
         budgets=figures,
-        problems=(*(failure.reason for failure in failures), *broken),
-        warnings=told,
+        problems=(*(failure.reason for failure in observed.failures), *broken),
+        warnings=observed.warnings,
     )
 
 
@@ -174,15 +207,6 @@ def _unanswered(comparison: Comparison) -> list[str]:
             share = f"{output.nonfinite_reference} of {output.elements} elements"
             told.append(f"output {output.name!r} of the original: {share} are NaN or infinite; only their places count")
     return told
-
-
-def judge_sizes(sizes: tuple[int, int], demands: Demands) -> Findings:
-    """The budgets alone, where nothing is compared."""
-    figures = budget_figures(judge(demands.budgets, Measured(sizes=sizes)), demands.budgets)
-    broken = [
-        f"{budget.name} is {budget.measured}, allowed is {budget.limit}" for budget in figures if not budget.passed
-    ]
-    return Findings(budgets=figures, problems=tuple(broken))
 
 
 def _metrics(demands: Demands, reference: RecordedOutputs, candidate: RecordedOutputs) -> dict[str, MetricChange]:

@@ -15,7 +15,8 @@ from onnxopt.passbase import Effect
 from onnxopt.pipeline import output as files
 from onnxopt.pipeline.facts import facts, feed_facts, file_bytes, versions
 from onnxopt.pipeline.failure import failed
-from onnxopt.pipeline.final import Demands, Findings, Pair, conclude, judge_sizes
+from onnxopt.pipeline.final import Demands, Findings, Observed, Pair, decide, observe
+from onnxopt.pipeline.footprint import UNNAMED, Footprint, FootprintMeter, with_footprint
 from onnxopt.pipeline.grammar import Step, canonical
 from onnxopt.pipeline.passes import Runner
 from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
@@ -24,7 +25,17 @@ from onnxopt.pipeline.result import Result, VerdictError
 from onnxopt.pipeline.saved import SavedFiles
 from onnxopt.pipeline.settings import Progress, Settings, silent
 from onnxopt.pipeline.stages import Stages
-from onnxopt.report import ModelFacts, PassRecord, QuantizationFigures, Report, Status, Verdict, write
+from onnxopt.report import (
+    FootprintFigures,
+    MemoryFigures,
+    ModelFacts,
+    PassRecord,
+    QuantizationFigures,
+    Report,
+    Status,
+    Verdict,
+    write,
+)
 from onnxopt.runtime import Session
 from onnxopt.target import Target
 
@@ -88,9 +99,10 @@ class Run:
         stages = self._stages()
         given = (self.split, self.settings, self.target, stages, self.progress)
         runner = Runner(model, self.reference, *given, records, self.saved, self.demands.quality_budgets)
-        runner.run(with_prepared(self.steps))
-        findings = self._conclude(model, original, records, stages)
-        return self._finish(model, original, records, stages, findings)
+        with FootprintMeter(self.reference, self.source, self.settings, self.demands.budgets) as meter:
+            runner.run(with_prepared(self.steps))
+            findings, footprint = self._conclude(model, original, records, stages, meter)
+        return self._finish(model, original, records, stages, findings, footprint)
 
     @property
     def _made_up(self) -> bool:
@@ -104,20 +116,36 @@ class Run:
         return Stages(self.reference, self.split.select, floor=not self.demands.quality, synthetic=self.split.synthetic)
 
     def _conclude(
-        self, model: Model, original: ModelFacts, records: Sequence[PassRecord], stages: Stages | None
-    ) -> Findings:
-        if not _changed(records) and not self.demands.budgets and not self.demands.metrics:
-            return Findings()
+        self,
+        model: Model,
+        original: ModelFacts,
+        records: Sequence[PassRecord],
+        stages: Stages | None,
+        meter: FootprintMeter,
+    ) -> tuple[Findings, FootprintFigures | None]:
+        changed = _changed(records)
+        if not changed and not self.demands.budgets and not self.demands.metrics:
+            return Findings(), None
+        weighed = changed or meter.asked
+        if weighed:
+            name = self.output.name if self.output is not None else UNNAMED
+            meter.add(model, name=name, loads=stages is not None)
+        observed = self._observe(model, records, stages, meter) if stages is not None else None
         sizes = (original.file_bytes, file_bytes(model))
-        if stages is None:
-            return judge_sizes(sizes, self.demands)
+        if weighed:
+            self.progress("loading both models", 0, 0)
+        footprint = meter.measure(sizes) if weighed else Footprint(sizes)
+        findings = decide(observed, footprint, self.demands, self.settings)
+        return findings, footprint.figures() if weighed else None
+
+    def _observe(self, model: Model, records: Sequence[PassRecord], stages: Stages, meter: FootprintMeter) -> Observed:
+        """Both models run and compared; their sessions are gone when this returns."""
         threads = self.settings.threads
         rule = self._rule(records)
         # its session packs the weights once more: it is gone before the two that are compared come
         noise = stages.noise if rule == "rounding" else None
-        pair = Pair(Session(self.reference, threads=threads), self._deployed(model), sizes)
-        return conclude(
-            pair,
+        return observe(
+            Pair(Session(self.reference, threads=threads), self._deployed(model)),
             self.split.evaluate,
             self.demands,
             self.settings,
@@ -125,6 +153,7 @@ class Run:
             compute_dtype=stages.compute_dtype,
             random=stages.random,
             noise=noise,
+            settle=meter.settle,
             progress=self.progress,
         )
 
@@ -154,10 +183,12 @@ class Run:
         records: Sequence[PassRecord],
         stages: Stages | None,
         findings: Findings,
+        footprint: FootprintFigures | None,
     ) -> Result:
         verdict, reason = self._verdict(records, findings)
         refused = verdict is Verdict.FAILED
-        quantization = self._prove(model) if stages is not None and _changed(records) else None
+        memory = footprint.memory if footprint is not None else None
+        quantization = self._prove(model, memory) if stages is not None and _changed(records) else None
         path = self.output
         if refused and path is not None:
             path = files.failed_path(path) if self.settings.keep_failed else None
@@ -166,24 +197,26 @@ class Run:
         if path is not None:
             self.progress("writing", 0, 0)
             self._save(model, path, stages)
+        before, after, footprint = with_footprint(original, facts(model, path), footprint)
         report = replace(
-            self._report(original, records, verdict, reason, 1 if refused else 0),
-            candidate=facts(model, path),
+            self._report(before, records, verdict, reason, 1 if refused else 0),
+            candidate=after,
             comparison=findings.comparison,
             metrics=findings.metrics,
             latency=findings.latency,
+            footprint=footprint,
             quantization=quantization,
             budgets=findings.budgets,
             warnings=self._warnings(records, stages, findings),
         )
         return Result(model, report, path)
 
-    def _prove(self, model: Model) -> QuantizationFigures | None:
+    def _prove(self, model: Model, memory: MemoryFigures | None) -> QuantizationFigures | None:
         return prove(
             self.reference,
             model,
             self.split.select,
-            files=(self.source, None),
+            memory=memory,
             threads=self.settings.threads,
             saturates=self.target.saturates,
             progress=self.progress,

@@ -18,8 +18,8 @@ class Settings:
     """Settings of a run; names and defaults are those of the command line.
 
     batch: feeds that calibration joins into one run. on_error: "stop" or "skip". verify: False compares nothing.
-    latency_seconds: 0 leaves timing out. timeout: seconds that the saved model may take to load and run in its own
-    process. external_data: see `Model.save`.
+    latency_seconds: 0 leaves timing out. compressed: compress files of any size, not small ones alone. timeout: seconds
+    that the saved model may take to load and run in its own process. external_data: see `Model.save`.
     """
 
     target: str = "auto"
@@ -30,6 +30,7 @@ class Settings:
     verify: bool = True
     require_data: bool = False
     latency_seconds: float = 2.0
+    compressed: bool = False
     timeout: float = 600.0
     force: bool = False
     keep_failed: bool = False

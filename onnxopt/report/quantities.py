@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from onnxopt.report.record import LatencyFigures, MetricFigures
+from onnxopt.report.record import MetricFigures
 
 
 def count(number: int) -> str:
@@ -45,9 +45,18 @@ def milliseconds(value: float) -> str:
     return f"{value:.{max(digits, 0)}f} ms"
 
 
-def ratio(latency: LatencyFigures) -> str:
-    """The candidate's share of the original's time: 0.53 x."""
-    return f"{latency.ratio:.2f} x"
+def times(value: float) -> str:
+    """The result's share of the original's figure: 0.53 x, 0.0042 x."""
+    if not 0 < value < 0.1 or not math.isfinite(value):
+        return f"{value:.2f} x"
+    return f"{value:.{1 - math.floor(math.log10(value))}f} x"
+
+
+def ratio(before: int, after: int) -> str:
+    """The same of two numbers: 0.53 x; "new" where there was nothing."""
+    if before == after:
+        return "same"
+    return times(after / before) if before else "new"
 
 
 def metric(figures: MetricFigures, value: float) -> str:

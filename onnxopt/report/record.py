@@ -41,7 +41,7 @@ class Status(enum.Enum):
 class ModelFacts:
     """One model as it lies on disk or would lie there. sha256: of the model file, without sidecars.
 
-    file_bytes: the file and its sidecars. compressed_bytes: the same after zlib level 1, None above 16 MiB.
+    file_bytes: the file and its sidecars. compressed_bytes: as `SizeFigures.deflate_bytes`, None where not measured.
     """
 
     path: str | None
@@ -117,6 +117,61 @@ class LatencyFigures:
     reference_ms: float
     candidate_ms: float
     threads: int
+
+
+@dataclass(frozen=True)
+class SizeFigures:
+    """Bytes of one model's files, sidecars included, and of each of them compressed. None: not measured.
+
+    deflate_bytes: level 6, as zip and gzip do. zstd_bytes: Zstandard, level 3.
+    """
+
+    file_bytes: int
+    deflate_bytes: int | None = None
+    zstd_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class MemoryFigures:
+    """Bytes that a process holds more of once it has loaded each model; the runtime itself is not counted.
+
+    Medians over `loads` loads of each, every one in a process of its own. noise_bytes: a difference up to it says
+    nothing of the models. 0 loads: a report of an earlier version, which does not tell.
+    """
+
+    reference_bytes: int
+    candidate_bytes: int
+    noise_bytes: int = 0
+    loads: int = 0
+
+
+@dataclass(frozen=True)
+class LoadFigures:
+    """Interleaved timing of loading both files, as `LatencyFigures` is of running them. The files are in the cache.
+
+    Below six pairs the interval holds all of the ratios.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    pairs: int
+    reference_ms: float
+    candidate_ms: float
+
+
+@dataclass(frozen=True)
+class FootprintFigures:
+    """What original and result take where they are kept, sent and loaded. unmeasured: figure -> why it is None.
+
+    Figures are "zip", "zstd", "memory" and "load".
+    """
+
+    reference: SizeFigures
+    candidate: SizeFigures
+    memory: MemoryFigures | None = None
+    load: LoadFigures | None = None
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -251,19 +306,11 @@ class SaturationFigures:
 
 
 @dataclass(frozen=True)
-class MemoryFigures:
-    """Bytes by which a fresh process grows as it loads each model; measured on Linux, for models from 1 MiB on."""
-
-    reference_bytes: int
-    candidate_bytes: int
-
-
-@dataclass(frozen=True)
 class QuantizationFigures:
     """What is known of a quantized result. A part is None where it was not measured; `notes` say why.
 
     layers: in the order of the graph; samples: feeds that they were measured on. unmeasured: quantized layers whose
-    tensor the original does not have, or in another shape, and those in inner bodies.
+    tensor the original does not have, or in another shape, and those in inner bodies. memory: that of the footprint.
     """
 
     kernels: KernelFigures | None = None
@@ -295,6 +342,7 @@ class Report:
     comparison: ComparisonFigures | None = None
     metrics: tuple[MetricFigures, ...] = ()
     latency: LatencyFigures | None = None
+    footprint: FootprintFigures | None = None
     quantization: QuantizationFigures | None = None
     budgets: tuple[BudgetFigures, ...] = ()
     warnings: tuple[str, ...] = ()

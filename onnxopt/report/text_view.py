@@ -11,9 +11,11 @@ from onnxopt.passbase import Change, Skip
 from onnxopt.report import quantities as q
 from onnxopt.report.record import (
     ComparisonFigures,
+    FootprintFigures,
     KernelFigures,
+    LatencyFigures,
     LayerFigures,
-    ModelFacts,
+    LoadFigures,
     OutputFigures,
     PassRecord,
     QuantizationFigures,
@@ -30,6 +32,8 @@ _NAMED = 3
 _REASONS = 10
 # how many layers are shown with their SQNR
 _LAYERS = 5
+# below so many paired rounds an interval holds all of them
+_ENOUGH = 6
 _GOOD = (Verdict.PASSED, Verdict.SYNTHETIC, Verdict.UNCHANGED)
 
 
@@ -52,7 +56,7 @@ def plain(report: Report, detail: int = 0) -> str:
 def lines(report: Report, detail: int = 0) -> Iterator[Line]:
     """The report's lines. detail: 0 counts changes and names the first few nodes, 1 lists every change and skip."""
     sections = [
-        _models(report),
+        _models(report, detail),
         _passes(report.passes),
         _changes(report.passes) if detail else [],
         _skips(report.passes, detail),
@@ -74,41 +78,89 @@ def lines(report: Report, detail: int = 0) -> Iterator[Line]:
         yield from made
 
 
-def _models(report: Report) -> Iterator[Line]:
+def _models(report: Report, detail: int) -> Iterator[Line]:
     yield (Span(_title(report), "head"),)
     before, after = report.reference, report.candidate
     if after is None:
         return
-    yield ()
-    rows = [
-        ["", "original", "result", "change"],
-        ["file", q.size(before.file_bytes), q.size(after.file_bytes), q.change(before.file_bytes, after.file_bytes)],
-        _compressed(before, after),
-        [
-            "parameters",
-            *map(q.count, (before.parameters, after.parameters)),
-            q.change(before.parameters, after.parameters),
-        ],
-        ["nodes", q.count(before.nodes), q.count(after.nodes), q.change(before.nodes, after.nodes)],
+    taken = [
+        ["", "original", "result", "ratio"],
+        ["file", q.size(before.file_bytes), q.size(after.file_bytes), q.ratio(before.file_bytes, after.file_bytes)],
+        *_footprint(report.footprint),
+        *_times("load", report.footprint.load if report.footprint is not None else None),
+        *_times("latency", report.latency),
     ]
-    memory = report.quantization.memory if report.quantization is not None else None
+    parameters, nodes = (before.parameters, after.parameters), (before.nodes, after.nodes)
+    held = [
+        ["", "", "", "change"],
+        ["parameters", *map(q.count, parameters), q.change(*parameters)],
+        ["nodes", *map(q.count, nodes), q.change(*nodes)],
+        *(
+            [metric.name, q.metric(metric, metric.reference), q.metric(metric, metric.candidate), q.drop(metric)]
+            for metric in report.metrics
+        ),
+    ]
+    table = list(_table([*taken, *held], "<>>>", headers=(0, len(taken))))
+    for part in (table[: len(taken)], table[len(taken) :]):
+        yield ()
+        yield from part
+    told = [*_measured_how(report), *(_not_measured(report.footprint, report.latency is not None, detail))]
+    if told:
+        yield ()
+        yield from ((Span(line, "dim"),) for text in told for line in _wrapped(text))
+
+
+def _footprint(figures: FootprintFigures | None) -> Iterator[list[str]]:
+    """Rows of what is measured of both models."""
+    if figures is None:
+        return
+    one, two = figures.reference, figures.candidate
+    for name, before, after in (
+        ("zip", one.deflate_bytes, two.deflate_bytes),
+        ("zstd", one.zstd_bytes, two.zstd_bytes),
+    ):
+        if before is not None and after is not None:
+            yield [name, q.size(before), q.size(after), q.ratio(before, after)]
+    memory = figures.memory
     if memory is not None:
         taken = memory.reference_bytes, memory.candidate_bytes
-        rows.insert(2, ["memory", *map(q.size, taken), q.change(*taken)])
-    timing = report.latency
-    if timing is not None:
-        rows.append(
-            ["latency", q.milliseconds(timing.reference_ms), q.milliseconds(timing.candidate_ms), q.ratio(timing)]
-        )
-    rows += [
-        [metric.name, q.metric(metric, metric.reference), q.metric(metric, metric.candidate), q.drop(metric)]
-        for metric in report.metrics
-    ]
-    yield from _table([row for row in rows if row], "<>>>")
-    if timing is not None:
-        threads = "1 thread" if timing.threads == 1 else f"{timing.threads} threads"
-        interval = f"{timing.low:.3f} to {timing.high:.3f} (95 %)"
-        yield (Span(f"  ratio: median of {q.count(timing.pairs)} paired rounds, {interval}, {threads}", "dim"),)
+        equal = abs(taken[1] - taken[0]) <= memory.noise_bytes
+        yield ["memory", *map(q.size, taken), "same" if equal else q.ratio(*taken)]
+
+
+def _times(name: str, figures: LatencyFigures | LoadFigures | None) -> Iterator[list[str]]:
+    if figures is not None:
+        times = map(q.milliseconds, (figures.reference_ms, figures.candidate_ms))
+        yield [name, *times, q.times(figures.ratio)]
+
+
+def _measured_how(report: Report) -> Iterator[str]:
+    memory = report.footprint.memory if report.footprint is not None else None
+    if memory is not None and memory.loads:
+        loads = "one load" if memory.loads == 1 else f"median of {q.count(memory.loads)} loads"
+        yield f"memory: {loads}; a difference up to {q.size(memory.noise_bytes)} is noise"
+    load = report.footprint.load if report.footprint is not None else None
+    if load is not None:
+        yield f"load: {_interval(load)}"
+    if report.latency is not None:
+        threads = "1 thread" if report.latency.threads == 1 else f"{report.latency.threads} threads"
+        yield f"latency: {_interval(report.latency)}, {threads}"
+
+
+def _interval(figures: LatencyFigures | LoadFigures) -> str:
+    level = " (95 %)" if figures.pairs >= _ENOUGH else ""
+    rounds = "1 paired round" if figures.pairs == 1 else f"median of {q.count(figures.pairs)} paired rounds"
+    return f"{rounds}, {figures.low:.3f} to {figures.high:.3f}{level}"
+
+
+def _not_measured(figures: FootprintFigures | None, timed: bool, detail: int) -> Iterator[str]:
+    """Why rows are missing. A reason that the user knows of is left out: that nothing was to be timed."""
+    reasons: dict[str, list[str]] = {}
+    for figure, reason in (figures.unmeasured if figures is not None else {}).items():
+        reasons.setdefault(reason, []).append(figure)
+    for reason, missing in reasons.items():
+        if detail or "zip" in missing or (timed and missing != ["zstd"]):
+            yield f"{', '.join(missing)} not measured: {reason}"
 
 
 def _title(report: Report) -> str:
@@ -118,11 +170,6 @@ def _title(report: Report) -> str:
         return f"{Path(other).name} held against {name}"
     saved = report.candidate.path if report.candidate is not None else None
     return f"{name} -> {Path(saved).name}" if saved else name
-
-
-def _compressed(before: ModelFacts, after: ModelFacts) -> list[str]:
-    one, two = before.compressed_bytes, after.compressed_bytes
-    return [] if one is None or two is None else ["zipped", q.size(one), q.size(two), q.change(one, two)]
 
 
 def _passes(records: Sequence[PassRecord]) -> Iterator[Line]:
@@ -320,7 +367,7 @@ def _budgets(report: Report) -> Iterator[Line]:
         return
     yield (Span("budgets", "head"),)
     words = {True: "kept", False: "BROKEN", None: "undecided"}
-    yield from _table([[b.name, b.limit, b.measured, words[b.passed]] for b in report.budgets], "<<<<", header=False)
+    yield from _table([[b.name, b.limit, b.measured, words[b.passed]] for b in report.budgets], "<<<<", headers=())
     for budget in report.budgets:
         if budget.detail:
             yield from ((Span(line, "dim"),) for line in _wrapped(f"{budget.name}: {budget.detail}"))
@@ -349,8 +396,9 @@ def _wrapped(text: str, *, break_words: bool = False) -> list[str]:
     )
 
 
-def _table(rows: Sequence[Sequence[str]], align: str, *, header: bool = True) -> Iterator[Line]:
+def _table(rows: Sequence[Sequence[str]], align: str, *, headers: Sequence[int] = (0,)) -> Iterator[Line]:
+    """headers: which rows head the others."""
     widths = [max(len(row[at]) for row in rows) for at in range(len(align))]
     for number, row in enumerate(rows):
         cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        yield (Span("  " + "  ".join(cells), "dim" if header and number == 0 else "plain"),)
+        yield (Span("  " + "  ".join(cells), "dim" if number in headers else "plain"),)

@@ -2,6 +2,7 @@
 
 from onnxopt.verification.budgets import (
     BUDGETS,
+    CHANGE,
     Budget,
     Measured,
     Verdict,
@@ -18,6 +19,7 @@ from onnxopt.verification.tolerances import Failure, holds, reordering, rounding
 
 __all__ = [
     "BUDGETS",
+    "CHANGE",
     "Budget",
     "Comparer",
     "Comparison",

@@ -1,21 +1,24 @@
 """Limits on what was measured: parsed from what the user writes, held against what a run found.
 
-| budget        | forms                                           | passes when                                     |
-|---------------|-------------------------------------------------|-------------------------------------------------|
-| max_drop      | top1=0.5pt, top1=1%, nll=0.02, or with no name  | the metric is worse by at most that             |
-| min_sqnr      | 20dB, 20, output=20dB                           | the lowest SQNR of float outputs is at least it |
-| min_agreement | 0.99, 99%, output=0.99                          | the share of equal answers is at least it       |
-| max_abs       | 1e-3, output=1e-3                               | max|d| is at most it                            |
-| max_relative  | 1e-3, 0.1%, output=1e-3                         | max|d| / max|y| of float outputs is at most it  |
-| max_size      | 5MB, 512KiB, 1000B, 0.35x, 35%                  | file bytes, or their share of the reference's   |
-| max_latency   | 1.05x, 105%, 3ms                                | median ratio to the reference, or median ms     |
+| budget         | forms                                          | passes when                                     |
+|----------------|------------------------------------------------|-------------------------------------------------|
+| max_drop       | top1=0.5pt, top1=1%, nll=0.02, or with no name | the metric is worse by at most that             |
+| min_sqnr       | 20dB, 20, output=20dB                          | the lowest SQNR of float outputs is at least it |
+| min_agreement  | 0.99, 99%, output=0.99                         | the share of equal answers is at least it       |
+| max_abs        | 1e-3, output=1e-3                              | max|d| is at most it                            |
+| max_relative   | 1e-3, 0.1%, output=1e-3                        | max|d| / max|y| of float outputs is at most it  |
+| max_size       | 5MB, 512KiB, 1000B, 0.35x, 35%, -65%           | file bytes, or their share of the reference's   |
+| max_compressed | the same                                       | bytes as in a zip archive, or their share       |
+| max_memory     | the same                                       | bytes of the loaded model, or their share       |
+| max_latency    | 1.05x, 105%, +5%, 3ms                          | median ratio to the reference, or median ms     |
+| max_load       | the same                                       | the same of the time that loading takes         |
 
 A drop is positive when the candidate is worse, whichever way the metric points. "pt" is a point: 0.01 of a metric
-between 0 and 1. "%" is relative to the reference's figure. A plain number is absolute, in the metric's own unit.
-Without a name every measured metric (every output) is held to the limit. A latency budget is judged by the median; the
-reason says when the 95 % interval reaches to the other side of the limit. The agreement of a discrete output is its
-share of equal elements, that of a float output its share of equal argmax. Equal to the limit passes. What was not
-measured fails.
+between 0 and 1. "%" is relative to the reference's figure; of bytes and times it is the change where it has a sign:
+-65% is 35%, +5% is 105%. A plain number is absolute, in the metric's own unit. Without a name every measured metric
+(every output) is held to the limit. Times and memory are judged by the median; the reason says when the 95 % interval,
+or the noise, reaches to the other side of the limit. The agreement of a discrete output is its share of equal elements,
+that of a float output its share of equal argmax. Equal to the limit passes. What was not measured fails.
 """
 
 from __future__ import annotations
@@ -23,14 +26,28 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onnxopt.errors import UsageError, did_you_mean
-from onnxopt.runtime.latency import Latency
+from onnxopt.runtime.latency import MIN_BLOCKS, Latency
+from onnxopt.runtime.loads import Memory
 from onnxopt.verification.compare import Comparison, OutputComparison
 from onnxopt.verification.metrics import BUILTINS, MetricChange, check_names
 
+_BYTES = {
+    "MB": 1e6,
+    "x": 1.0,
+    "%": 0.01,
+    "B": 1.0,
+    "kB": 1e3,
+    "KB": 1e3,
+    "GB": 1e9,
+    "KiB": 2.0**10,
+    "MiB": 2.0**20,
+    "GiB": 2.0**30,
+}
+_TIMES = {"x": 1.0, "%": 0.01, "ms": 1.0, "s": 1e3}
 # Unit -> factor to the base unit. "" is the plain number; the first of each kind is named in messages.
 _UNITS: dict[str, dict[str, float]] = {
     "max_drop": {"pt": 0.01, "%": 0.01, "": 1.0},
@@ -38,21 +55,15 @@ _UNITS: dict[str, dict[str, float]] = {
     "min_agreement": {"%": 0.01, "": 1.0},
     "max_abs": {"": 1.0},
     "max_relative": {"%": 0.01, "": 1.0},
-    "max_size": {
-        "MB": 1e6,
-        "x": 1.0,
-        "%": 0.01,
-        "B": 1.0,
-        "kB": 1e3,
-        "KB": 1e3,
-        "GB": 1e9,
-        "KiB": 2.0**10,
-        "MiB": 2.0**20,
-        "GiB": 2.0**30,
-    },
-    "max_latency": {"x": 1.0, "%": 0.01, "ms": 1.0, "s": 1e3},
+    "max_size": _BYTES,
+    "max_compressed": _BYTES,
+    "max_memory": _BYTES,
+    "max_latency": _TIMES,
+    "max_load": _TIMES,
 }
-_RATIOS = ("x", "%")
+# a percentage with a sign: how much more or less than the reference
+CHANGE = "±%"
+_RATIOS = ("x", "%", CHANGE)
 _EXAMPLES = {
     "max_drop": "top1=0.5pt",
     "min_sqnr": "20dB",
@@ -60,7 +71,10 @@ _EXAMPLES = {
     "max_abs": "1e-3",
     "max_relative": "1e-3",
     "max_size": "5MB or 0.35x",
+    "max_compressed": "5MB or 0.35x",
+    "max_memory": "50MB or 0.5x",
     "max_latency": "1.05x",
+    "max_load": "1.05x",
 }
 BUDGETS = tuple(_UNITS)
 _NAMED = ("max_drop", "min_sqnr", "min_agreement", "max_abs", "max_relative")
@@ -75,7 +89,8 @@ _ROUNDING = 1e-9
 class Budget:
     """One limit. kind: a name of BUDGETS. target: the metric or output it is for, "" for all. text: as written.
 
-    limit: in base units (metric units, dB, shares, bytes, milliseconds, or a ratio); unit: "pt", "%", "x", "MB", ...
+    limit: in base units (metric units, dB, shares, bytes, milliseconds, or a ratio); unit: "pt", "%", "x", "MB", ...,
+    or CHANGE for a percentage with a sign.
     """
 
     kind: str
@@ -108,12 +123,19 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a run measured, as far as it did. sizes: file bytes (reference, candidate)."""
+    """What a run measured, as far as it did. sizes, compressed: bytes of (reference, candidate).
+
+    load: of loading, where `latency` is of a run. unmeasured: why one of the kinds of budgets has no figure.
+    """
 
     comparison: Comparison | None = None
     metrics: Mapping[str, MetricChange] | None = None
     sizes: tuple[int, int] | None = None
     latency: Latency | None = None
+    compressed: tuple[int, int] | None = None
+    memory: Memory | None = None
+    load: Latency | None = None
+    unmeasured: Mapping[str, str] = field(default_factory=dict)
 
 
 def parse(kind: str, value: Any) -> list[Budget]:
@@ -167,6 +189,8 @@ def _parse(kind: str, text: str) -> Budget:
         how = f"in {unit!r}" if unit else "as a plain number"
         raise UsageError(f"{kind} {text!r}: it can't be given {how}", remedy)
     number = float(found.group(1)) * _UNITS[kind][unit]
+    if unit == "%" and kind not in _NAMED and found.group(1)[0] in "+-":
+        number, unit = 1 + number, CHANGE
     budget = Budget(kind, target, number, unit, text)
     _check(budget)
     return budget
@@ -177,6 +201,8 @@ def _check(budget: Budget) -> None:
         raise UsageError(
             f"{budget.kind} {budget.text!r}: the limit is not finite", f"write it like {_EXAMPLES[budget.kind]}"
         )
+    if budget.limit < 0 and budget.unit == CHANGE:
+        raise UsageError(f"{budget.kind} {budget.text!r}: nothing shrinks by more than 100 %", "write it like -60%")
     if budget.limit < 0 and budget.kind != "min_sqnr":
         raise UsageError(f"{budget.kind} {budget.text!r}: the limit is negative", "give a limit of 0 or more")
     if budget.kind == "min_agreement" and budget.limit > 1:
@@ -213,10 +239,8 @@ def judge(budgets: Sequence[Budget], measured: Measured) -> list[Verdict]:
     for budget in budgets:
         if budget.kind == "max_drop":
             verdicts += _judge_drop(budget, measured.metrics or {})
-        elif budget.kind == "max_size":
-            verdicts.append(_judge_size(budget, measured.sizes))
-        elif budget.kind == "max_latency":
-            verdicts.append(_judge_latency(budget, measured.latency))
+        elif budget.kind in _JUDGES:
+            verdicts.append(_JUDGES[budget.kind](budget, measured))
         else:
             verdicts.append(_judge_outputs(budget, measured.comparison))
     return verdicts
@@ -249,9 +273,9 @@ def _by_function(target: str, metrics: Mapping[str, MetricChange]) -> MetricChan
     return metrics.get(target.rpartition(":")[2]) if ".py:" in target else None
 
 
-def _judge_size(budget: Budget, sizes: tuple[int, int] | None) -> Verdict:
+def _judge_bytes(budget: Budget, sizes: tuple[int, int] | None, why: str) -> Verdict:
     if sizes is None:
-        return _unmeasured(budget, "no size was measured")
+        return _unmeasured(budget, why)
     reference, candidate = sizes
     ratio = budget.unit in _RATIOS
     figure = (candidate / reference if reference else math.inf) if ratio else float(candidate)
@@ -259,17 +283,51 @@ def _judge_size(budget: Budget, sizes: tuple[int, int] | None) -> Verdict:
     return _verdict(budget, figure, passed, f"{reference} B became {candidate} B", "x" if ratio else "B")
 
 
-def _judge_latency(budget: Budget, latency: Latency | None) -> Verdict:
-    if latency is None:
-        return _unmeasured(budget, "no latency was measured")
+def _judge_memory(budget: Budget, memory: Memory | None, why: str) -> Verdict:
+    if memory is None:
+        return _unmeasured(budget, why)
+    verdict = _judge_bytes(budget, (memory.reference, memory.candidate), why)
+    limit = budget.limit * memory.reference if budget.unit in _RATIOS else budget.limit
+    if abs(memory.candidate - limit) > memory.noise:
+        return verdict
+    return replace(verdict, reason=f"{verdict.reason}, within {memory.noise} B of noise of the limit")
+
+
+def _judge_time(budget: Budget, time: Latency | None, why: str) -> Verdict:
+    if time is None:
+        return _unmeasured(budget, why)
     if budget.unit not in _RATIOS:
-        passed = at_most(latency.candidate_ms, budget.limit)
-        return _verdict(budget, latency.candidate_ms, passed, f"reference {latency.reference_ms:.4g} ms", "ms")
-    passed = at_most(latency.ratio, budget.limit)
-    reason = f"95 % interval {latency.low:.3f}x to {latency.high:.3f}x of {latency.pairs} rounds"
-    if latency.low <= budget.limit < latency.high:
+        passed = at_most(time.candidate_ms, budget.limit)
+        return _verdict(budget, time.candidate_ms, passed, f"reference {time.reference_ms:.4g} ms", "ms")
+    passed = at_most(time.ratio, budget.limit)
+    what = "95 % interval" if time.pairs >= MIN_BLOCKS else "range"
+    reason = f"{what} {time.low:.3f}x to {time.high:.3f}x of {time.pairs} rounds"
+    if time.low <= budget.limit < time.high:
         reason += ", which holds the limit: measure longer to be sure"
-    return _verdict(budget, latency.ratio, passed, reason, "x")
+    return _verdict(budget, time.ratio, passed, reason, "x")
+
+
+def _why(budget: Budget, measured: Measured, otherwise: str) -> str:
+    return measured.unmeasured.get(budget.kind, otherwise)
+
+
+_JUDGES: dict[str, Callable[[Budget, Measured], Verdict]] = {
+    "max_size": lambda budget, measured: _judge_bytes(
+        budget, measured.sizes, _why(budget, measured, "no size was measured")
+    ),
+    "max_compressed": lambda budget, measured: _judge_bytes(
+        budget, measured.compressed, _why(budget, measured, "nothing was compressed")
+    ),
+    "max_memory": lambda budget, measured: _judge_memory(
+        budget, measured.memory, _why(budget, measured, "no memory was measured")
+    ),
+    "max_latency": lambda budget, measured: _judge_time(
+        budget, measured.latency, _why(budget, measured, "no latency was measured")
+    ),
+    "max_load": lambda budget, measured: _judge_time(
+        budget, measured.load, _why(budget, measured, "no loading was timed")
+    ),
+}
 
 
 def _judge_outputs(budget: Budget, comparison: Comparison | None) -> Verdict:

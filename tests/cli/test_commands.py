@@ -143,6 +143,36 @@ def test_every_budget_given_is_held(folder: Path, capsys: pytest.CaptureFixture[
     assert text.count("\n  max_drop[top1]  ") == 2
 
 
+def test_sizes_memory_and_loading_are_held_by_run_and_check(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    timed = ["--data", "data.npz", "--latency-seconds", "0.02"]
+    words = ["net.onnx", "--passes", f"{BREAKING}:Round:step=0.1", "-o", "small.onnx", *timed]
+    assert "BROKEN" in said(capsys, *words, "--max-compressed", "-99%", code=1)
+    assert not (folder / "small.onnx").exists()
+    text = said(capsys, *words, "--max-compressed", "-1%", "--max-load", "60s")
+    assert re.search(r"\n  max_load +<= 60s +\S+ ms +kept\n", text)
+    assert "BROKEN" not in text
+    assert re.search(r"\n  zip +\d.* k?B +0\.\d+ x\n", text)
+    assert re.search(r"\n  load: median of \d+ paired rounds, \d", text)
+    words = ["check", "small.onnx", "--reference", "net.onnx", *timed]
+    assert "max_load  <= 60s" in said(capsys, *words, "--max-load", "60s")
+    for budget in (["--max-compressed", "1B"], ["--max-load", "0.001ms"], ["--max-memory", "0MB"]):
+        assert run([*words, *budget]) == 1
+        assert "make it smaller or faster" in capsys.readouterr().err
+
+
+def test_compressed_sizes_of_large_files_are_asked_for(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("onnxopt.pipeline.footprint.COMPRESS_UP_TO", 10)
+    words = ["net.onnx", "--passes", GOOD, "--data", "data.npz", "--dry-run", *FAST]
+    assert "zip, zstd not measured: 2.78 kB; ask with --compressed" in said(capsys, *words)
+    text = said(capsys, *words, "--compressed")
+    assert "\n  zip " in text
+    assert "zip, zstd" not in text
+    check = ["check", "net.onnx", "--reference", "net.onnx", "--data", "data.npz", *FAST]
+    assert "\n  zip " in said(capsys, *check, "--compressed")
+
+
 def test_the_hint_of_check_fits_what_failed(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other = classifier()
     other.graph.input[0].name = other.graph.node[0].input[0] = "z"

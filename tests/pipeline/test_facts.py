@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from pathlib import Path
 
 import onnx
@@ -20,7 +19,7 @@ def test_facts_of_a_file(tmp_path: Path) -> None:
     assert found.path == str(path)
     assert found.file_bytes == len(raw)
     assert found.sha256 == hashlib.sha256(raw).hexdigest()
-    assert found.compressed_bytes == len(zlib.compress(raw, 1))
+    assert found.compressed_bytes is None
     assert found.parameters == SIZE * HIDDEN + HIDDEN * CLASSES
     assert (found.nodes, found.opset, found.ir_version) == (4, 17, 8)
 
@@ -39,11 +38,7 @@ def test_facts_of_a_model_in_memory_are_those_of_the_file_it_makes(tmp_path: Pat
     here = facts(model)
     path = model.save(tmp_path / "net.onnx")
     there = facts(load(path), path)
-    assert (here.file_bytes, here.sha256, here.compressed_bytes) == (
-        there.file_bytes,
-        there.sha256,
-        there.compressed_bytes,
-    )
+    assert (here.file_bytes, here.sha256) == (there.file_bytes, there.sha256)
 
 
 @pytest.mark.parametrize("name", ["net.json", "net.pbtxt", "net.textproto", "net.txt"])

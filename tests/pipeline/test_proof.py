@@ -15,7 +15,7 @@ from onnxopt import api
 from onnxopt.errors import PassError
 from onnxopt.model import Model, load
 from onnxopt.numerics.saturation import Layout, kernel_order, saturating_product
-from onnxopt.pipeline import proof
+from onnxopt.pipeline import footprint, proof
 from onnxopt.pipeline.proof import exposed
 from onnxopt.pipeline.proof.kernels import kernel_figures
 from onnxopt.pipeline.proof.noise import layer_figures
@@ -608,19 +608,15 @@ def test_a_check_proves_a_quantized_candidate(example: Example, tmp_path: Path) 
     assert api.check(example[0], example[0], example[1], latency_seconds=0).quantization is None
 
 
-def test_memory_is_measured_from_a_size_on_that_tells(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_the_footprint(example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
     small = run(example, "int8:all_layers=true").report.quantization
     assert small is not None
     assert small.memory is None
-    monkeypatch.setattr(proof, "SMALL", 0)
-    monkeypatch.setattr(proof, "loaded_bytes", lambda path, threads: path.stat().st_size)
-    figures = run(example, "int8:all_layers=true").report
-    assert figures.quantization is not None
-    memory = figures.quantization.memory
-    assert memory is not None
-    assert memory.reference_bytes == example[0].stat().st_size
-    assert figures.candidate is not None
-    assert memory.candidate_bytes == figures.candidate.file_bytes
+    monkeypatch.setattr(footprint, "SMALL", 0)
+    report = run(example, "int8:all_layers=true").report
+    assert report.quantization is not None
+    assert report.footprint is not None
+    assert report.quantization.memory == report.footprint.memory
 
 
 def test_targets_that_never_saturate_are_not_looked_at(example: Example) -> None:

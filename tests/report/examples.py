@@ -9,9 +9,11 @@ from onnxopt.report import (
     BudgetFigures,
     ComparisonFigures,
     FeedFacts,
+    FootprintFigures,
     KernelFigures,
     LatencyFigures,
     LayerFigures,
+    LoadFigures,
     MemoryFigures,
     MetricFigures,
     ModelFacts,
@@ -21,12 +23,26 @@ from onnxopt.report import (
     Report,
     SaturationFigures,
     SaturationRisk,
+    SizeFigures,
     Status,
     UnfusedLayer,
     Verdict,
 )
 
 VERSIONS = {"onnxopt": "0.1.0", "onnx": "1.23.2", "onnxruntime": "1.32.0", "numpy": "2.4.0", "python": "3.11.9"}
+
+MEMORY = MemoryFigures(2_400_000, 1_200_000, 70_000, 8)
+
+
+def footprint() -> FootprintFigures:
+    """Figures of two models of which everything was measured but Zstandard."""
+    return FootprintFigures(
+        reference=SizeFigures(1_468_055, 1_360_000),
+        candidate=SizeFigures(380_123, 301_000),
+        memory=MEMORY,
+        load=LoadFigures(1.25, 1.2, 1.3, 4, 8.0, 10.0),
+        unmeasured={"zstd": "zstandard is not installed: pip install onnxopt[zstd]"},
+    )
 
 
 def quantization() -> QuantizationFigures:
@@ -65,7 +81,7 @@ def quantization() -> QuantizationFigures:
         ),
         samples=4,
         unmeasured=2,
-        memory=MemoryFigures(2_400_000, 1_200_000),
+        memory=MEMORY,
         notes=("memory: the process was killed",),
     )
 
@@ -119,6 +135,7 @@ def full_report() -> Report:
         comparison=ComparisonFigures("the original", "quality floor", 719, figures),
         metrics=(MetricFigures("top1", 0.9889, 0.9875, 0.0014, True, True, 719),),
         latency=LatencyFigures(0.531, 0.52, 0.54, 812, 1.234, 0.0655, 1),
+        footprint=footprint(),
         quantization=quantization(),
         budgets=(BudgetFigures("max_drop top1", "<= 0.5 pt", "0.14 pt", True, "98.89 % -> 98.75 %"),),
         warnings=("the feeds are few",),

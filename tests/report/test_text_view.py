@@ -1,13 +1,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from onnxopt.passbase import Change, Skip
-from onnxopt.report import KernelFigures, OutputFigures, QuantizationFigures, Report, SaturationFigures, Verdict
+from onnxopt.report import (
+    KernelFigures,
+    MemoryFigures,
+    OutputFigures,
+    QuantizationFigures,
+    Report,
+    SaturationFigures,
+    SizeFigures,
+    Verdict,
+)
 from onnxopt.report.text_view import WIDTH, lines, plain
-from tests.report.examples import check_report, full_report
+from tests.report.examples import check_report, footprint, full_report
 
 
 def text(report: Report, detail: int = 0) -> str:
@@ -19,10 +29,15 @@ def test_it_says_what_a_reader_asks() -> None:
     words = " ".join(shown.split())
     for said in (
         "net.onnx -> net.onnxopt.onnx",
-        "file 1.47 MB 380.1 kB -74.1 %",
+        "file 1.47 MB 380.1 kB 0.26 x",
+        "zip 1.36 MB 301.0 kB 0.22 x",
+        "memory 2.40 MB 1.20 MB 0.50 x",
+        "load 8.00 ms 10.0 ms 1.25 x",
         "parameters 366,122 91,000 -75.1 %",
         "latency 1.23 ms 0.0655 ms 0.53 x",
-        "0.520 to 0.540",
+        "memory: median of 8 loads; a difference up to 70.00 kB is noise",
+        "load: median of 4 paired rounds, 1.200 to 1.300 latency:",
+        "latency: median of 812 paired rounds, 0.520 to 0.540 (95 %), 1 thread",
         "top1 98.89 % 98.75 % -0.14 pt",
         "fold_constants (for prune) nothing to do",
         "prune:ratio=0.3 2 removed, 1 merged lossy 1.8 s",
@@ -38,11 +53,64 @@ def test_it_says_what_a_reader_asks() -> None:
         assert said in words, said
 
 
+def test_the_sizes_stand_above_the_counts_in_the_same_columns() -> None:
+    shown = text(replace(full_report(), quantization=None)).splitlines()
+    assert shown[:17] == [
+        "net.onnx -> net.onnxopt.onnx",
+        "",
+        "              original     result     ratio",
+        "  file         1.47 MB   380.1 kB    0.26 x",
+        "  zip          1.36 MB   301.0 kB    0.22 x",
+        "  memory       2.40 MB    1.20 MB    0.50 x",
+        "  load         8.00 ms    10.0 ms    1.25 x",
+        "  latency      1.23 ms  0.0655 ms    0.53 x",
+        "",
+        "                                     change",
+        "  parameters   366,122     91,000   -75.1 %",
+        "  nodes             24         31   +29.2 %",
+        "  top1         98.89 %    98.75 %  -0.14 pt",
+        "",
+        "  memory: median of 8 loads; a difference up to 70.00 kB is noise",
+        "  load: median of 4 paired rounds, 1.200 to 1.300",
+        "  latency: median of 812 paired rounds, 0.520 to 0.540 (95 %), 1 thread",
+    ]
+
+
+def with_footprint(**figures: Any) -> Report:
+    return replace(full_report(), footprint=replace(footprint(), **figures))
+
+
+def test_memory_within_the_noise_is_the_same() -> None:
+    words = " ".join(text(with_footprint(memory=MemoryFigures(900_000, 830_001, 70_000, 8))).split())
+    assert "memory 900.0 kB 830.0 kB same load" in words
+    words = " ".join(text(with_footprint(memory=MemoryFigures(900_000, 829_999, 70_000, 1))).split())
+    assert "memory 900.0 kB 830.0 kB 0.92 x load" in words
+    assert "memory: one load; a difference" in words
+
+
+def test_zstd_is_a_row_where_it_is_measured() -> None:
+    words = " ".join(text(with_footprint(candidate=SizeFigures(9, 8, 7), reference=SizeFigures(9, 9, 700))).split())
+    assert "zip 9 B 8 B 0.89 x zstd 700 B 7 B 0.010 x memory" in words
+
+
+def test_what_was_not_measured_is_told_where_the_reader_may_miss_it() -> None:
+    assert "zstd" not in text(full_report())
+    assert "zstd not measured: zstandard is not installed" in text(full_report(), 1)
+    large = with_footprint(
+        unmeasured={"zip": "540.0 MB; ask with --compressed", "zstd": "540.0 MB; ask with --compressed"}
+    )
+    assert "zip, zstd not measured: 540.0 MB; ask with --compressed" in text(large)
+    crashed = with_footprint(memory=None, load=None, unmeasured={"memory": "it crashed", "load": "it crashed"})
+    assert "memory, load not measured: it crashed" in text(crashed)
+    untimed = replace(crashed, latency=None)
+    assert "not measured: it crashed" not in text(untimed)
+    assert "not measured: it crashed" in text(untimed, 1)
+
+
 def test_the_proof_of_a_quantized_result_is_told_in_few_lines() -> None:
     shown = text(full_report())
     words = " ".join(shown.split())
     for said in (
-        "memory 2.40 MB 1.20 MB -50.0 %",
         "53 of 55 quantized layers run on integer kernels: QLinearConv 52, QLinearAdd 16, QGemm 1",
         "not fused: 2 x Conv: its output is not quantized: /blocks.7/conv, /blocks.9/conv",
         "on floats between codes: 1 x /act/Tanh",

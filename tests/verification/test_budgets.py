@@ -8,7 +8,9 @@ import pytest
 
 from onnxopt.errors import UsageError
 from onnxopt.runtime.latency import Latency
+from onnxopt.runtime.loads import Memory
 from onnxopt.verification import (
+    CHANGE,
     Budget,
     Measured,
     MetricChange,
@@ -43,7 +45,16 @@ Y = random_outputs(8, (1, 100))
         ("max_size", "35%", "", 0.35, "%"),
         ("max_size", "5MB", "", 5e6, "MB"),
         ("max_size", "1.5 MiB", "", 1.5 * 2**20, "MiB"),
+        ("max_size", "-65%", "", 0.35, CHANGE),
+        ("max_size", "+5%", "", 1.05, CHANGE),
+        ("max_compressed", "4 MB", "", 4e6, "MB"),
+        ("max_compressed", "-60%", "", 0.4, CHANGE),
+        ("max_memory", "50MB", "", 5e7, "MB"),
+        ("max_memory", "-100%", "", 0, CHANGE),
+        ("max_load", "+10%", "", 1.1, CHANGE),
+        ("max_load", "0.2s", "", 200, "s"),
         ("max_latency", "1.05x", "", 1.05, "x"),
+        ("max_latency", "-20%", "", 0.8, CHANGE),
         ("max_latency", "3ms", "", 3, "ms"),
         ("max_abs", "1e-3", "", 1e-3, ""),
         ("max_relative", "y=.5%", "y", 0.005, "%"),
@@ -84,6 +95,13 @@ def test_parse_takes_lists_mappings_and_numbers() -> None:
         ("max_size", "5Mb", "'Mb'", "MB"),
         ("max_size", "a=5MB", "takes no name", "5MB"),
         ("max_size", "-5MB", "negative", "0 or more"),
+        ("max_size", "-101%", "nothing shrinks by more than 100 %", "-60%"),
+        ("max_size", "-0.5x", "negative", "0 or more"),
+        ("max_compressed", "4", "given as a plain number", "5MB"),
+        ("max_memory", "5ms", "'ms'", "MB"),
+        ("max_load", "5MB", "'MB'", "ms"),
+        ("max_memory", "a=5MB", "takes no name", "50MB"),
+        ("min_agreement", "-99%", "negative", "0 or more"),
         ("max_latency", "1.05", "plain number", "1.05x"),
         ("min_agreement", "99", "can't exceed 1", "99%"),
         ("min_sqnr", "20x", "'x'", "dB"),
@@ -208,11 +226,43 @@ def test_broken_outputs_fail_every_limit() -> None:
         ("1kB", (5, 1000), True),
         ("1kB", (5, 1001), False),
         ("1KiB", (5, 1024), True),
+        ("-65%", (1000, 350), True),
+        ("-65%", (1000, 351), False),
+        ("+10%", (1000, 1100), True),
+        ("+10%", (1000, 1101), False),
         ("0.35x", (0, 10), False),
     ],
 )
 def test_sizes(text: str, sizes: tuple[int, int], passed: bool) -> None:
     assert verdict("max_size", text, sizes=sizes).passed is passed
+    assert verdict("max_compressed", text, compressed=sizes).passed is passed
+    assert verdict("max_memory", text, memory=Memory(*sizes, 0, 8)).passed is passed
+
+
+def test_memory_near_the_limit_is_told_with_its_noise() -> None:
+    memory = Memory(1000, 480, 30, 8)
+    for text, passed, near in (
+        ("0.5x", True, True),
+        ("0.4x", False, False),
+        ("470B", False, True),
+        ("1kB", True, False),
+    ):
+        found = verdict("max_memory", text, memory=memory)
+        assert found.passed is passed
+        assert ("within 30 B of noise of the limit" in found.reason) is near
+
+
+def test_loading_is_judged_as_latency_is_and_few_rounds_are_no_interval() -> None:
+    load = Latency(ratio=1.05, low=0.9, high=1.2, pairs=4, reference_ms=2.0, candidate_ms=2.1)
+    assert verdict("max_load", "+5%", load=load).passed
+    assert not verdict("max_load", "+4%", load=load).passed
+    assert not verdict("max_load", "2ms", load=load).passed
+    assert verdict("max_load", "1.1x", load=load).reason.startswith("range 0.900x to 1.200x of 4 rounds")
+
+
+def test_why_a_figure_is_missing_is_told() -> None:
+    found = verdict("max_memory", "1MB", unmeasured={"max_memory": "this system does not tell it"})
+    assert (found.passed, found.reason) == (False, "not measured: this system does not tell it")
 
 
 def test_latency_is_judged_by_the_median_and_the_interval_is_told() -> None:
@@ -234,6 +284,9 @@ def test_latency_is_judged_by_the_median_and_the_interval_is_told() -> None:
         ("max_drop", "1pt"),
         ("max_size", "1MB"),
         ("max_latency", "1x"),
+        ("max_compressed", "1MB"),
+        ("max_memory", "1MB"),
+        ("max_load", "1x"),
         ("min_sqnr", "1dB"),
         ("max_abs", "1"),
         ("min_agreement", "0.1"),
