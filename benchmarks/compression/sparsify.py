@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import statistics
 import tempfile
 import time
 import zlib
@@ -30,11 +29,10 @@ from onnxopt.pipeline.passes import evaluate
 from onnxopt.pipeline.prepare import with_prepared
 from onnxopt.runtime import Session
 from onnxopt.runtime.latency import measure
-from onnxopt.runtime.memory import loaded_bytes
+from onnxopt.runtime.loads import LoadMeter
 
 FORMS = ("sparsify", "sparsify:forms=sparse", "sparsify:forms=bitmask+sparse")
 _LEAST_ELEMENTS = 1024
-_LOADS = 5
 
 
 def layer(kind: str) -> Model:
@@ -60,17 +58,6 @@ def keep_largest(model: Model, density: float) -> None:
             constant.values = np.where(size >= bound, constant.values, 0).astype(constant.dtype)
 
 
-def load_ratio(reference: Path, candidate: Path) -> float:
-    """Median time of loading over that of the reference, in the order A B B A."""
-    times: dict[Path, list[float]] = {reference: [], candidate: []}
-    for at in range(_LOADS):
-        for path in (reference, candidate) if at % 2 else (candidate, reference):
-            started = time.perf_counter()
-            Session(path)
-            times[path].append(time.perf_counter() - started)
-    return statistics.median(times[candidate]) / statistics.median(times[reference])
-
-
 def zipped(path: Path) -> int:
     """Bytes of the file as zip stores it."""
     return len(zlib.compress(path.read_bytes(), 6))
@@ -87,7 +74,6 @@ def rows(name: str, model: Model, feeds: Sequence[dict[str, Any]], density: floa
     """One row a form."""
     keep_largest(model, density)
     dense = model.save(folder / "dense.onnx")
-    held = loaded_bytes(dense) or 0
     for form in FORMS:
         clone = model.clone().model
         started = time.perf_counter()
@@ -97,12 +83,14 @@ def rows(name: str, model: Model, feeds: Sequence[dict[str, Any]], density: floa
         clone.normalize()
         path = clone.save(folder / "stored.onnx")
         latency = measure(Session(dense), Session(path), list(feeds), seconds=2)
-        memory = (loaded_bytes(path) or 0) / max(1, held)
+        with LoadMeter() as meter:
+            loads = meter.measure(dense, path, seconds=2)
+        memory = loads.memory
         figures = (
             f"{path.stat().st_size / dense.stat().st_size:.3f}",
             f"{zipped(path) / zipped(dense):.3f}",
-            f"{load_ratio(dense, path):.2f}",
-            f"{memory:.2f}",
+            f"{loads.time.ratio:.2f}",
+            "" if memory is None else f"{memory.candidate / max(1, memory.reference):.2f}",
             f"{latency.ratio:.2f} [{latency.low:.2f}, {latency.high:.2f}]",
             "equal" if equal(dense, path, feeds) else "DIFFERENT",
             f"{seconds:.1f} s",

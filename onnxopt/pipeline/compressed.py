@@ -50,7 +50,7 @@ class Packing:
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
-        self._stopped.set()
+        self.stop()
         self._pool.shutdown(cancel_futures=True)
 
     def begin(self, files: Iterable[Path]) -> Future[Packed]:
@@ -58,6 +58,10 @@ class Packing:
         future = self._pool.submit(self._packed, list(files))
         self._begun.append(future)
         return future
+
+    def stop(self) -> None:
+        """Leave what runs unfinished: its figures mean nothing then."""
+        self._stopped.set()
 
     def settle(self) -> None:
         """Return when nothing runs any more, so that what follows can be timed."""

@@ -167,9 +167,12 @@ class FootprintMeter:
         self._files.append(file)
         files = [file, *beside]
         size = sum(part.stat().st_size for part in files)
+        if "zip" in self._unmeasured:
+            return
         if size <= COMPRESS_UP_TO or "zip" in self._asked:
             self._packed.append(self._packing.begin(files))
         else:
+            self._packing.stop()
             self._miss("zip", "zstd", why=f"{in_words(size)}; ask with --compressed")
 
     def _write(self, model: Model, name: str) -> None:
@@ -181,7 +184,7 @@ class FootprintMeter:
         self._take(file, [other for other in file.parent.iterdir() if other != file])
 
     def _compressed(self) -> tuple[Packed, Packed] | None:
-        if len(self._packed) < 2:
+        if "zip" in self._unmeasured:
             return None
         try:
             one, two = (future.result() for future in self._packed)

@@ -148,9 +148,10 @@ def _measured_how(report: Report) -> Iterator[str]:
 
 
 def _interval(figures: LatencyFigures | LoadFigures) -> str:
+    if figures.pairs == 1:
+        return "one paired round"
     level = " (95 %)" if figures.pairs >= _ENOUGH else ""
-    rounds = "1 paired round" if figures.pairs == 1 else f"median of {q.count(figures.pairs)} paired rounds"
-    return f"{rounds}, {figures.low:.3f} to {figures.high:.3f}{level}"
+    return f"median of {q.count(figures.pairs)} paired rounds, {figures.low:.3f} to {figures.high:.3f}{level}"
 
 
 def _not_measured(figures: FootprintFigures | None, timed: bool, detail: int) -> Iterator[str]:

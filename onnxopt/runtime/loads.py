@@ -2,8 +2,9 @@
 
 Method. The process imports the runtime, loads a model of one node, and then forks for every load, so that each starts
 from the same state: a runtime that runs, and no model. The models take turns in the order A B B A, and the ratio of
-their times is found as that of latencies is (see `onnxopt.runtime.latency`). One load of each goes before and is not
-timed: it brings the files into the system's cache.
+their times is found as that of latencies is (see `onnxopt.runtime.latency`). Where loading is quick, one load of each
+goes before and is not counted: it wakes the machine up. The files are in the system's cache: they were written or read
+just before.
 
 Memory is what a fork holds more of after the load than before: anonymous pages, and those of files in the model's
 folder, which the runtime maps. Pages of libraries are left out: what is read of them depends on the operators, but any
@@ -43,8 +44,10 @@ DEFAULT_TIMEOUT = 600.0
 # seconds after which no further A B B A block begins
 DEFAULT_SECONDS = 0.3
 MAX_BLOCKS = 100
-# a block that takes longer than this stays the only one
-_LONG = 4.0
+# a first block that takes longer than this stays the only one
+_LONG = 1.0
+# one load of each that takes no longer than this together is worth to be left uncounted
+_QUICK = 0.25
 _PAGES = Path("/proc/self/smaps_rollup")
 _MAPPING = re.compile(r"[0-9a-f]+-[0-9a-f]+ \S+ \S+ \d+ *(.*)")
 _LEFT_OUT = "the figure is left out; nothing else depends on it"
@@ -166,13 +169,16 @@ def main(folder: Path) -> None:
 def _measured(request: dict[str, Any], nothing: bytes) -> dict[str, Any]:
     threads, seconds = request["threads"], request["seconds"]
     a, b = map(Path, request["paths"])
-    if seconds:
-        for path in (a, b):
-            _load_apart(path, threads, nothing)
-    blocks: list[list[_Load]] = []
+
+    def loaded(*paths: Path) -> list[_Load]:
+        return [_load_apart(path, threads, nothing) for path in paths]
+
     start = time.perf_counter()
-    while not blocks or _goes_on(len(blocks), time.perf_counter() - start, seconds):
-        blocks.append([_load_apart(path, threads, nothing) for path in (a, b, b, a)])
+    first = loaded(a, b)
+    quick = seconds and time.perf_counter() - start < _QUICK
+    blocks = [loaded(a, b, b, a) if quick else [*first, *loaded(b, a)]]
+    while _goes_on(len(blocks), time.perf_counter() - start, seconds):
+        blocks.append(loaded(a, b, b, a))
     return {"loads": blocks, "nothing": _load_apart(nothing, threads, nothing)[0]}
 
 

@@ -258,6 +258,24 @@ def test_large_files_are_compressed_when_asked_for(example: Example, monkeypatch
     }
 
 
+def test_one_model_is_not_compressed_for_itself(
+    example: Example, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = tmp_path / "large.onnx"
+    proto = onnx.load(example[0])
+    proto.doc_string = "a word more"
+    onnx.save(proto, large)
+    monkeypatch.setattr(footprint, "COMPRESS_UP_TO", example[0].stat().st_size)
+    model = load(example[0])
+    for one, two, begun in ((example[0], large, 1), (large, example[0], 0)):
+        with footprint.FootprintMeter(model, one, Settings(latency_seconds=0), ()) as scale:
+            scale.add(model, two)
+            figures = scale.measure((1, 1)).figures()
+            assert len(scale._packed) == begun
+        assert (figures.reference.deflate_bytes, figures.candidate.deflate_bytes) == (None, None)
+        assert "ask with --compressed" in figures.unmeasured["zip"]
+
+
 def test_a_result_too_large_for_a_temporary_file_is_left_out(
     example: Example, meter: type[FakeMeter], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,7 +317,7 @@ def test_packing_counts_each_file_and_ends_early_when_left(tmp_path: Path) -> No
         with pytest.raises(FileNotFoundError):
             gone.result()
     with Packing() as packing:
-        packing._stopped.set()
+        packing.stop()
         assert (packing.begin(both).result().deflate or 0) < 10
 
 

@@ -8,6 +8,7 @@ import pytest
 from onnxopt.passbase import Change, Skip
 from onnxopt.report import (
     KernelFigures,
+    LoadFigures,
     MemoryFigures,
     OutputFigures,
     QuantizationFigures,
@@ -86,6 +87,10 @@ def test_memory_within_the_noise_is_the_same() -> None:
     words = " ".join(text(with_footprint(memory=MemoryFigures(900_000, 829_999, 70_000, 1))).split())
     assert "memory 900.0 kB 830.0 kB 0.92 x load" in words
     assert "memory: one load; a difference" in words
+
+
+def test_one_round_of_loading_has_no_interval() -> None:
+    assert "  load: one paired round\n" in text(with_footprint(load=LoadFigures(1.25, 1.25, 1.25, 1, 8.0, 10.0)))
 
 
 def test_zstd_is_a_row_where_it_is_measured() -> None:
