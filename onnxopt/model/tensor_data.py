@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ _uids = itertools.count(1)
 _PLAIN_KINDS = "fiubc"
 # Large tensors are told apart by this many samples before they are read whole.
 _SAMPLES, _SAMPLE_BYTES = 16, 1024
+# Contents are compared in pieces that stay in a processor's cache while all the others are held against them; a
+# multiple of 8, for words are compared.
+_COMPARED = 256 << 10
 
 # types several of whose elements share a byte
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
@@ -224,12 +227,21 @@ class TensorData(LazyValues):
             self._fingerprint = self._sampled() if self._is_large() else self.digest()
         return self._fingerprint
 
-    def same_content(self, other: TensorData) -> bool:
-        """Whether the stored bytes are equal, read and compared piece by piece; for one element type and shape."""
-        if self.uid == other.uid:
-            return True
-        pairs = itertools.zip_longest(self._content(), other._content())
-        return all(one == there for one, there in pairs)
+    def equal_to(self, others: Sequence[TensorData]) -> list[bool]:
+        """Which of `others`, all of this element type and shape, hold the same stored bytes.
+
+        Each content is read once, this one too, piece by piece, and no further than to where it differs. Nothing is
+        hashed, and nothing copied but what lies in files.
+        """
+        equal = [self.uid == other.uid for other in others]
+        open_ = {at: other._content(_COMPARED) for at, other in enumerate(others) if not equal[at]}
+        for piece in self._content(_COMPARED) if open_ else ():
+            open_ = {at: pieces for at, pieces in open_.items() if _same_bytes(piece, next(pieces, b""))}
+            if not open_:
+                break
+        for at, pieces in open_.items():
+            equal[at] = next(pieces, None) is None
+        return equal
 
     def _is_large(self) -> bool:
         return self.sparse is None and self.dtype.kind != "O" and self.nbytes > _SAMPLES * _SAMPLE_BYTES
@@ -244,8 +256,11 @@ class TensorData(LazyValues):
             digest.update(part)
         return digest.digest()
 
-    def _content(self) -> Iterator[Any]:
-        """What makes the content up, bytes-like, comparable between contents of one element type and shape."""
+    def _content(self, size: int = CHUNK) -> Iterator[Any]:
+        """What makes the content up, bytes-like, comparable between contents of one element type and shape.
+
+        size: bytes of a piece, but for strings and sparse tensors, which come whole.
+        """
         if self.sparse is not None:
             bare = SparseTensorProto()
             bare.CopyFrom(self.sparse)
@@ -254,7 +269,7 @@ class TensorData(LazyValues):
         if self.dtype.kind == "O":
             items = [item if isinstance(item, bytes) else str(item).encode() for item in self.array().reshape(-1)]
             return iter([b"".join(len(item).to_bytes(8, "little") + item for item in items)])
-        return self.chunks()
+        return self.chunks(size)
 
     def _memory(self) -> memoryview:
         """The bytes of `raw_data` of what lies in memory, without a copy where the array is laid out like them."""
@@ -286,6 +301,16 @@ class TensorData(LazyValues):
 
     def __str__(self) -> str:
         return f"TensorData(dtype={self.dtype}, shape={self.shape})"
+
+
+def _same_bytes(one: Any, other: Any) -> bool:
+    """Whether two bytes-like objects are equal. Words of numpy: memoryviews compare item by item, 15 times as slow."""
+    if len(one) != len(other):
+        return False
+    words = len(one) // 8
+    if words and not np.array_equal(np.frombuffer(one, np.uint64, words), np.frombuffer(other, np.uint64, words)):
+        return False
+    return bytes(one[words * 8 :]) == bytes(other[words * 8 :])
 
 
 def _read_only(array: NDArray[Any]) -> NDArray[Any]:
