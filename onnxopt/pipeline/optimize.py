@@ -18,6 +18,7 @@ from onnxopt.pipeline.failure import failed
 from onnxopt.pipeline.final import Demands, Findings, Observed, Pair, decide, observe
 from onnxopt.pipeline.footprint import UNNAMED, Footprint, FootprintMeter, with_footprint
 from onnxopt.pipeline.grammar import Step, canonical
+from onnxopt.pipeline.order import wasteful
 from onnxopt.pipeline.passes import Runner
 from onnxopt.pipeline.prepare import quantized_nodes, with_prepared
 from onnxopt.pipeline.proof import prove
@@ -253,6 +254,7 @@ class Run:
         if _one_feed(self.split):
             told.append("one feed calibrates, chooses and judges: the figures hold for that feed alone")
         told += [f"no pass asked for {name}" for name in self.saved.idle]
+        told += wasteful(records)
         told += [f"left out: {record.error.cause}" for record in records if record.error is not None]
         return tuple(told + findings.warnings)
 

@@ -360,7 +360,7 @@ def test_values_in_a_file_beside_the_model(tmp_path: Any) -> None:
     onnx.save(
         copy.deepcopy(source), tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0
     )
-    target = load(path)
+    target = load(tmp_path / "m.onnx")
     assert kinds(apply(Dedup(), target)) == [("transposed", "w")]
     target.save(tmp_path / "out.onnx", external_data="always")
     assert sum(path.stat().st_size for path in tmp_path.glob("out*")) < table.nbytes + 4096
