@@ -28,9 +28,9 @@ _uids = itertools.count(1)
 _PLAIN_KINDS = "fiubc"
 # Large tensors are told apart by this many samples before they are read whole.
 _SAMPLES, _SAMPLE_BYTES = 16, 1024
-# Contents are compared in pieces that stay in a processor's cache while all the others are held against them; a
-# multiple of 8, for words are compared.
-_COMPARED = 256 << 10
+# Contents are compared in pieces that stay in a processor's cache while all the others are held against them, and whose
+# memory the allocator uses again; a multiple of 8, for words are compared.
+_COMPARED = 64 << 10
 
 # types several of whose elements share a byte
 PACKED_BITS = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}
