@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -38,10 +39,10 @@ def _onnxoptimizer() -> Steps:
 
 
 def _onnxslim() -> Steps:
+    os.environ["ONNXSLIM_THRESHOLD"] = str(1 << 40)  # elements; by default no weight from 1,000 on is looked at
     import onnxslim
 
-    # weights of any size are tied; what else it does to a chain of MatMul is nothing
-    return onnx.load, lambda model: onnxslim.slim(model, size_threshold=-1), onnx.save
+    return onnx.load, onnxslim.slim, onnx.save
 
 
 def _onnxsim() -> Steps:

@@ -20,12 +20,15 @@ from onnxopt.model import Constant
 
 Array = NDArray[Any]
 Doubles = NDArray[np.float64]
+Indices = NDArray[np.intp]
 
 _FLOATS = (*SCALED_TYPES, "bfloat16")
 # elements by which most pairs are told apart, and how much further these may be than all
 _SAMPLES, _SLACK = 1024, 2.0
 # axes in another order are looked for in matrices only
 _TURNED_RANK = 2
+# samples that are held against all others at once, and how many that samples leave may fail before a search is given up
+_AT_ONCE, _FAILURES = 128, 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,10 +92,13 @@ class _Family:
         admits: Callable[[Relation], bool],
     ) -> None:
         self._tolerance, self._scaled, self._admits = tolerance, scaled, admits
+        self._reach = 2 * tolerance
         self._left = {id(constant): constant for constant in constants}
         shapes = list(dict.fromkeys(constant.shape for constant in constants))
         self._views = {shape: [_Member(c, p) for c in constants for p in turns(c.shape, shape)] for shape in shapes}
-        self._samples = {shape: _matrix([view.values for view in views]) for shape, views in self._views.items()}
+        self._promising: dict[int, Indices] = {}
+        for shape, views in self._views.items():
+            self._sample([at for at, view in enumerate(views) if view.constant.shape == shape], views)
 
     def groups(self) -> Iterator[Near]:
         for leader in list(self._left.values()):
@@ -111,13 +117,14 @@ class _Family:
 
     def _within_reach(self, leader: _Member) -> Iterator[_Member]:
         """Those at most twice the tolerance away from the leader: what lies between is within it."""
-        views, samples = self._views[leader.constant.shape], self._samples[leader.constant.shape]
-        [own] = _matrix([leader.values])
-        reach, seen = 2 * self._tolerance, {id(leader.constant)}
-        for at in np.flatnonzero(self._sampled_errors(samples, own) <= _SLACK * reach):
+        views, reach = self._views[leader.constant.shape], self._reach
+        seen, failures = {id(leader.constant)}, 0
+        for at in self._promising[id(leader.constant)]:
             view = views[at]
             if id(view.constant) in seen or id(view.constant) not in self._left:
                 continue
+            if failures == _FAILURES:
+                break
             scale = None
             error = _error(view.values, leader.values)
             if error > reach and self._scaled:
@@ -129,14 +136,17 @@ class _Family:
             if error <= reach and self._admits(relation):
                 seen.add(id(view.constant))
                 yield _Member(view.constant, view.perm, scale)
+            elif error > reach:
+                failures += 1
 
-    def _sampled_errors(self, samples: Doubles, own: Doubles) -> Doubles:
-        """Of each view against the leader, by their samples."""
-        with np.errstate(all="ignore"):
-            norms, products = np.einsum("rs,rs->r", samples, samples), samples @ own
-            square = norms - (products**2 / (own @ own) if self._scaled else 2 * products - own @ own)
-            errors = np.sqrt(np.maximum(square, 0) / norms)
-        return np.where(np.isfinite(errors), errors, 0 if not np.any(own) else np.inf)
+    def _sample(self, own: list[int], views: list[_Member]) -> None:
+        """Note for each constant, seen unturned at `own`, which views may be within its reach by their samples."""
+        samples = _matrix([view.values for view in views])
+        for start in range(0, len(own), _AT_ONCE):
+            some = own[start : start + _AT_ONCE]
+            near = _sampled_errors(samples, samples[some], self._scaled) <= _SLACK * self._reach
+            for column, at in enumerate(some):
+                self._promising.setdefault(id(views[at].constant), np.flatnonzero(near[:, column]))
 
     def _settled(self, members: list[_Member]) -> Near | None:
         """The group once everybody who lies too far from the mean has left."""
@@ -159,6 +169,17 @@ class _Family:
 
 def _matrix(arrays: list[Array]) -> Doubles:
     return np.stack([sample(array, _SAMPLES).astype(np.float64) for array in arrays])
+
+
+def _sampled_errors(samples: Doubles, leaders: Doubles, scaled: bool) -> Doubles:
+    """Of each sample, a row, against each leader, a column."""
+    with np.errstate(all="ignore"):
+        norms, own = np.sum(samples**2, 1, keepdims=True), np.sum(leaders**2, 1)
+        products = samples @ leaders.T
+        square = norms - (products**2 / own if scaled else 2 * products - own)
+        errors = np.sqrt(np.maximum(square, 0) / norms)
+    unknown = np.where(own == 0, 0.0, np.inf)  # samples of zeros tell nothing of each other
+    return np.where(np.isfinite(errors), errors, unknown)
 
 
 def _mean(members: list[_Member]) -> Array:

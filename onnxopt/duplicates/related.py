@@ -8,6 +8,7 @@ whole, and the reading decides.
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ SCALED_TYPES = ("float16", "float32", "float64")
 _TURNED_TYPES = (*SCALED_TYPES, "bfloat16", "int8", "uint8")
 # elements of a tensor that are looked at before it is read whole, and how many of the largest are put in order
 _SAMPLES, _ORDERED = 512, 16
+# so many constants of equal keys are held against each other; of more, all they hold is looked at first
+_FEW = 4
+# constants from which no other follows, before the search among those of equal keys is given up
+_FAILURES = 8
 # axes of the largest tensor that is turned
 _RANK = 4
 # elements that are compared at a time: they stay in the cache
@@ -64,9 +69,17 @@ def related_groups(constants: Sequence[Constant], *, turned: bool, scaled: bool)
     candidates = [constant for constant in constants if is_candidate(constant)]
     alike = parted(candidates, lambda constant: (str(constant.dtype), *_family(constant.shape, turned)))
     for family in alike:
-        keyed = [(constant, *_key(constant, turned, scaled)) for constant in family]
+        keyed = [(constant, *_key(constant, turned, scaled, _SAMPLES)) for constant in family]
         for group in parted(keyed, lambda each: each[1]):
-            yield from _by_kept([(constant, perm) for constant, _, perm in group], scaled)
+            yield from _parted_group([constant for constant, *_ in group], turned, scaled)
+
+
+def _parted_group(group: list[Constant], turned: bool, scaled: bool) -> Iterator[list[Relation]]:
+    """The relations of constants that samples leave together; of more than a few, the keys of all they hold decide."""
+    count = _SAMPLES if len(group) <= _FEW else None
+    keyed = [(constant, *_key(constant, turned, scaled, count)) for constant in group]
+    for alike in parted(keyed, lambda each: each[1]):
+        yield from _by_kept([(constant, perm) for constant, _, perm in alike], scaled)
 
 
 def is_candidate(constant: Constant) -> bool:
@@ -117,31 +130,45 @@ def _family(shape: tuple[int, ...], turned: bool) -> tuple[int, ...]:
     return tuple(sorted(shape)) if turned and len(shape) <= _RANK else (-1, *shape)
 
 
-def _key(constant: Constant, turned: bool, scaled: bool) -> tuple[bytes, Perm]:
-    """(what related tensors share, the order of axes under which it was found)."""
+def _key(constant: Constant, turned: bool, scaled: bool, count: int | None) -> tuple[bytes, Perm]:
+    """(what related tensors share, the order of axes under which it was found); of so many elements, or all."""
     shape = constant.shape
     orders = turns(shape, sorted(shape)) if turned and len(shape) <= _RANK else [tuple(range(len(shape)))]
     of = _shape_of_values if scaled and str(constant.dtype) in SCALED_TYPES else _bits_of_values
-    return min((of(sample(constant.values.transpose(perm), _SAMPLES)), perm) for perm in orders)
+    found = []
+    for perm in orders:
+        values = constant.values.transpose(perm)
+        key = of(values.reshape(-1)) if count is None else of(sample(values, count))
+        found.append((key, perm))
+    return min(found)
 
 
 def _bits_of_values(values: Array) -> bytes:
-    return bytes(values.tobytes())
+    return _hashed(values)
 
 
 def _shape_of_values(values: Array) -> bytes:
     """Equal for values and their multiples: the order of the largest, and the signs beside the largest."""
-    doubles = np.nan_to_num(values.astype(np.float64), nan=0.0)
-    order = np.argsort(-np.abs(doubles), kind="stable")[:_ORDERED]
-    signs = np.sign(doubles) * np.sign(doubles[order[0]])
-    return bytes(order.astype(np.int16).tobytes() + signs.astype(np.int8).tobytes())
+    sizes = np.abs(np.nan_to_num(values.astype(np.float64), nan=0.0))
+    largest = np.argpartition(sizes, -_ORDERED)[-_ORDERED:] if sizes.size > _ORDERED else np.arange(sizes.size)
+    # what is as large as the least of these may be among them or not: only what is larger counts
+    largest = np.flatnonzero(sizes > sizes[largest].min()) if sizes.size > _ORDERED else largest
+    order = largest[np.argsort(-sizes[largest], kind="stable")]
+    first = int(np.argmax(sizes))
+    signs = np.sign(np.nan_to_num(values.astype(np.float64), nan=0.0)) * np.sign(float(values[first]) or 0.0)
+    return order.astype(np.int64).tobytes() + _hashed(np.nan_to_num(signs).astype(np.int8))
+
+
+def _hashed(values: Array) -> bytes:
+    return hashlib.sha256(memoryview(np.ascontiguousarray(values).view(np.uint8))).digest()
 
 
 def _by_kept(group: list[tuple[Constant, Perm]], scaled: bool) -> Iterator[list[Relation]]:
     """Each constant in turn takes those that follow from it; one that was taken gives nothing."""
     taken: set[int] = set()
+    failures = 0
     for kept, order in group:
-        if id(kept) in taken:
+        if id(kept) in taken or failures == _FAILURES:
             continue
         others = [(other, perm) for other, perm in group if other is not kept and id(other) not in taken]
         relations = (_relation(other, kept, after(order, back(perm)), scaled) for other, perm in others)
@@ -149,6 +176,7 @@ def _by_kept(group: list[tuple[Constant, Perm]], scaled: bool) -> Iterator[list[
         if found:
             taken |= {id(kept), *(id(relation.duplicate) for relation in found)}
             yield found
+        failures += not found
 
 
 def _relation(duplicate: Constant, kept: Constant, perm: Perm, scaled: bool) -> Relation | None:

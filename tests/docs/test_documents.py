@@ -138,6 +138,21 @@ def test_the_report_in_pruning_shows_what_its_command_prints(folder: Path, capsy
             assert " ".join(change.partition("; ")[2].split()) in printed  # how many go may change with the data
 
 
+def test_every_example_of_dedup_is_a_pass_list_and_every_option_has_one() -> None:
+    text = (ROOT / "docs" / "compression.md").read_text()
+    examples = re.findall(r"`(dedup[:{][^`]*)`", text)
+    asked = {option for example in examples for option in re.findall(r"[:{](\w+)=", example)}
+    for example in examples:
+        assert canonical(parse(canonical(parse(example)))) == canonical(parse(example))
+    assert asked == {item.name for item in dataclasses.fields(lookup("dedup"))}
+
+
+def test_the_commands_of_compression_run(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in commands((ROOT / "docs" / "compression.md").read_text()):
+        assert run([*words[1:], "--latency-seconds", "0"]) == code
+        assert "verdict" in capsys.readouterr().out
+
+
 README = (ROOT / "README.md").read_text()
 
 
