@@ -160,7 +160,8 @@ def _shape_of_values(values: Array) -> bytes:
 
 
 def _hashed(values: Array) -> bytes:
-    return hashlib.sha256(memoryview(np.ascontiguousarray(values).view(np.uint8))).digest()
+    flat: Any = np.ascontiguousarray(values).view(np.uint8)
+    return hashlib.sha256(flat).digest()
 
 
 def _by_kept(group: list[tuple[Constant, Perm]], scaled: bool) -> Iterator[list[Relation]]:

@@ -214,6 +214,7 @@ class Rewirer:
     def _gemm(self, node: Node, at: int, relation: Relation) -> Edit:
         if at > 1:
             raise Refused(f"it is the bias of Gemm {label(node)}")
+        alpha = _alpha(float(node.attrs.get("alpha", 1.0)), relation)
 
         def edit() -> None:
             node.inputs[at] = relation.kept
@@ -221,7 +222,7 @@ class Rewirer:
                 flag = "transA" if at == 0 else "transB"
                 node.attrs[flag] = 0 if node.attrs.get(flag, 0) else 1
             if relation.scale is not None:
-                node.attrs["alpha"] = float(np.float32(node.attrs.get("alpha", 1.0) * float(relation.scale)))
+                node.attrs["alpha"] = alpha
 
         return edit
 
@@ -236,12 +237,13 @@ class Rewirer:
         least = 7 if bias is not None else 11
         if opset_of(body) < least:
             raise Refused(f"MatMul {label(node)} can become a Gemm from opset {least} on")
+        alpha = _alpha(1.0, relation)
 
         def edit() -> None:
             node.inputs[at] = relation.kept
             node.op, node.attrs = "Gemm", {"transA" if at == 0 else "transB": 1}
             if relation.scale is not None:
-                node.attrs["alpha"] = float(np.float32(relation.scale))
+                node.attrs["alpha"] = alpha
             if bias is not None:
                 add, addend = bias
                 output = add.outputs[0]
@@ -320,6 +322,15 @@ class Rewirer:
 def _readers(constant: Constant) -> list[Node]:
     """Each node once, in order."""
     return list({id(node): node for node in constant.outputs}.values())
+
+
+def _alpha(present: float, relation: Relation) -> float:
+    """The attribute of a Gemm that takes in the scale, a float32. Raises Refused where that loses of a float64."""
+    exact = present * (1.0 if relation.scale is None else float(relation.scale))
+    alpha = float(np.float32(exact))
+    if alpha != exact and relation.duplicate.dtype == np.float64:
+        raise Refused("alpha of a Gemm is a float32, which does not hold the scale")
+    return alpha
 
 
 def _common(one: Graph, other: Graph) -> Graph:
