@@ -134,6 +134,22 @@ def test_what_a_quantization_annotation_names_stays() -> None:
     assert "annotation" in result.skipped[0].reason
 
 
+def test_what_an_annotation_is_about_stays() -> None:
+    source = two(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+    source.graph.quantization_annotation.add(tensor_name="b")
+    result = apply(Dedup(), load(source))
+    assert not result.changes
+    assert "annotation" in result.skipped[0].reason
+
+
+def test_what_training_sets_stays() -> None:
+    source = two(np.ones((2, 3), np.float32), np.ones((2, 3), np.float32))
+    source.training_info.add().update_binding.add(key="b", value="b_new")
+    result = apply(Dedup(), load(source))
+    assert not result.changes
+    assert [skip.reason.split(";")[0] for skip in result.skipped] == ["training information names it"]
+
+
 IF = """g (bool c, float[4] x) => (float[4] y) {
     y = If(c) <
         then_branch = t () => (float[4] p) <float[4] w = {1, 2, 3, 4}> { p = Mul(x, w) },
