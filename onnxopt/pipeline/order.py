@@ -38,14 +38,14 @@ WASTES = (
     Waste(
         ("dedup",),
         (*_STORED, *_INTEGER),
-        "a weight that {early} has computed from another one is no constant to {late}",
+        "a weight that {early} has computed from another one is one of its own to {late}, or left alone",
         "put {early} last",
         kinds=("transposed", "scaled", "approximated"),
     ),
     Waste(
         _STORED,
         (*_FUSING, *_PRUNING),
-        "weights that {early} stores in another form are no constants to {late}",
+        "weights that {early} stores in another form are left alone by {late}, or stored anew",
         "put {early} behind {late}",
     ),
     Waste(
