@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onnxopt.report import PassRecord, Status
 
-_STORED = ("int4", "int8_weights", "fp8", "fp16", "bf16", "share", "sparsify")
+_STORED = ("int4", "int8_weights", "fp8", "fp16", "bf16")
 _INTEGER = ("int8", "int8_dynamic", "fixed")
 _PRUNING = ("prune", "prune_weights", "lowrank")
 _FUSING = ("fold_constants", "fuse_bn", "fuse_hard_swish", "fuse_pad", "equalize", "smooth")
@@ -37,7 +37,7 @@ WASTES = (
     ),
     Waste(
         ("dedup",),
-        (*_STORED, *_INTEGER),
+        (*_STORED, *_INTEGER, "share"),
         "a weight that {early} has computed from another one is one of its own to {late}, or left alone",
         "put {early} last",
         kinds=("transposed", "scaled", "approximated"),
@@ -46,6 +46,12 @@ WASTES = (
         _STORED,
         (*_FUSING, *_PRUNING),
         "weights that {early} stores in another form are left alone by {late}, or stored anew",
+        "put {early} behind {late}",
+    ),
+    Waste(
+        ("share",),
+        (*_PRUNING, "equalize", "smooth"),
+        "weights that {late} changes have more values than the palettes of {early} hold",
         "put {early} behind {late}",
     ),
     Waste(
