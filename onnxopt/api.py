@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,8 +13,8 @@ from onnx import ModelProto
 from onnxopt.calibration.sampling import ELEMENTS
 from onnxopt.calibration.storage import SavedStatistics
 from onnxopt.calibration.storage import merge as merge_statistics
-from onnxopt.errors import UsageError, did_you_mean
-from onnxopt.feeds import Images
+from onnxopt.errors import FeedError, UsageError, did_you_mean
+from onnxopt.feeds import Images, Split
 from onnxopt.feeds.function import split_reference
 from onnxopt.feeds.places import reads
 from onnxopt.model import Limits, LimitsLike, Model
@@ -25,12 +26,15 @@ from onnxopt.pipeline import (
     Demands,
     FeedsLike,
     Inputs,
+    NamesLike,
     PassLike,
     Progress,
     Result,
     Run,
     SavedFiles,
     Settings,
+    ShapesLike,
+    SignatureChange,
     StatisticsLike,
     VerdictError,
     check_output,
@@ -76,9 +80,13 @@ def load(source: Source, limits: LimitsLike = "default") -> Model:
 
 def optimize(
     model: Source,
-    passes: PassLike | Sequence[PassLike],
+    passes: PassLike | Sequence[PassLike] = (),
     feeds: FeedsLike = None,
     *,
+    inputs: NamesLike = None,
+    outputs: NamesLike = None,
+    input_shapes: ShapesLike = None,
+    opset: int | None = None,
     evaluate: FeedsLike = None,
     labels: str | Path | None = None,
     evaluate_labels: str | Path | None = None,
@@ -108,6 +116,9 @@ def optimize(
     """Rewrite a model with passes, compare it with the original, hold it against budgets, and write it if it passes.
 
     model: a path, ModelProto or Model; it is not changed. passes: "prune,int8", configured passes, or both in a list.
+    inputs, outputs: tensors between which a part is cut out; input_shapes: "x:1,3,224,224" or a mapping, -1 or a symbol
+    for an open length. Both come before the passes: the model that they make is the one that is compared with. opset:
+    the operator set to raise the model to, by the pass convert_opset in front of the others.
     feeds, evaluate, labels, images: see `onnxopt.feeds.open_feeds`; samples: at most so many of each part, drawn by
     `seed`. batch: feeds that calibration joins into one run. statistics: what `calibrate` gathered for these passes.
     limits: "default", "strict" or "off": what the model may ask for, and the process that it is run in first.
@@ -141,15 +152,20 @@ def optimize(
         external_data=_choice("external_data", external_data, PLACES),
         dry_run=dry_run,
     )
-    steps = parse(passes)
+    change = SignatureChange.of(inputs, outputs, input_shapes)
+    alone = not passes and (bool(change) or opset is not None)
+    raising = [] if opset is None else parse(f"convert_opset:opset={opset}")
+    steps = [*raising, *([] if alone else parse(passes))]
     saved = SavedFiles(statistics)
     demands = _demands(budgets, metrics, settings)
     chosen = _target(target)
     bounds = Limits.of(limits)
-    inputs = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
+    given = Inputs(feeds, evaluate, labels, evaluate_labels, images, samples, seed)
     with reported(report_paths, "optimize", source, None):
         progress("loading", 0, 0)
         reference = load(model, bounds)
+        _check_opset(opset, reference)
+        reference, changes = change.apply(reference)
         demands.check_outputs(reference)
         saved.check(reference)
         _spare_sidecars(report_paths, source)
@@ -157,9 +173,10 @@ def optimize(
             for place in kept if keep_failed else kept[:1]:
                 check_output(place, source, force)
                 _spare_inputs(place, read)
-        opened = meet(reference, source, inputs, bounds, threads=threads, progress=progress)
+        opened = _meet(reference, source, changes, given, bounds, threads, progress)
         opened = saved.like_measured(opened, seed)
-    run = Run(reference, source, steps, opened, chosen, demands, settings, written, report_paths, saved, progress)
+    work = (reference, source, steps, opened, chosen, demands, settings)
+    run = Run(*work, changes, written, report_paths, saved, progress)
     return run.execute()
 
 
@@ -314,6 +331,44 @@ def compare(
         Session(models[1], threads=threads),
         progress=lambda done, total: progress("comparing", done, total),
     )
+
+
+def _check_opset(opset: int | None, model: Model) -> None:
+    if opset is not None and model.opset > opset:
+        raise UsageError(
+            f"opset: the model uses operator set {model.opset}, and it is only raised, never lowered, to {opset}",
+            f"use {model.opset} or more, or export the model for {opset}",
+        )
+
+
+def _meet(
+    reference: Model,
+    source: Path | None,
+    changes: Sequence[str],
+    inputs: Inputs,
+    limits: Limits,
+    threads: int,
+    progress: Progress,
+) -> Split:
+    """See `meet`; a reference that was changed lies in no file, and feeds beside the file need not fit it."""
+    if not changes:
+        return meet(reference, source, inputs, limits, threads=threads, progress=progress)
+    note = ""
+    if source is not None and inputs.feeds is None:
+        try:
+            return meet(reference, None, inputs, limits, beside=source, threads=threads, progress=progress)
+        except FeedError:
+            note = "what lies beside the model does not fit the changed inputs"
+    try:
+        opened = meet(reference, None, inputs, limits, threads=threads, progress=progress)
+    except FeedError as error:
+        if inputs.feeds is not None:
+            raise
+        raise UsageError(
+            f"the changed model ({'; '.join(changes)}) can't be run: {error.cause}",
+            "give dims that the graph can compute with, or real inputs of them with --data",
+        ) from error
+    return replace(opened, note="; ".join(filter(None, (opened.note, note))))
 
 
 def _file(source: Source) -> Path | None:

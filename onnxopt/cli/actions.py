@@ -13,6 +13,7 @@ from onnxopt.report import Report
 
 def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, **settings: Any) -> int:
     """Optimize a file into a file, `<stem>.onnxopt.onnx` in the current folder unless said otherwise."""
+    _check_there_is_work(settings)
     target = output if output is not None else f"{Path(model).stem}.onnxopt.onnx"
     with spinner(verbose, quiet) as progress:
         try:
@@ -30,6 +31,14 @@ def optimize_file(model: str, output: str | None, *, verbose: int, quiet: bool, 
     if result.report.exit_code:
         tell(result.report.reason, f"it was kept as {result.path}" if result.path else "loosen the budget")
     return result.report.exit_code or _code(shown)
+
+
+def _check_there_is_work(settings: dict[str, Any]) -> None:
+    """Raise UsageError where neither passes nor another change of the model are asked for."""
+    changes = ("input_shapes", "inputs", "outputs", "opset")
+    if settings["passes"] is None and not any(settings[name] for name in changes):
+        raise UsageError("no passes are given", "add for example --passes prune,int8; onnxopt passes lists them")
+    settings["passes"] = settings["passes"] or ()
 
 
 def check_file(candidate: str, reference: str, *, verbose: int, quiet: bool, **settings: Any) -> int:
@@ -67,6 +76,9 @@ def _named(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 _OPTIONAL = (
+    "input_shapes",
+    "inputs",
+    "outputs",
     "evaluate",
     "statistics",
     "max_drop",

@@ -17,12 +17,14 @@ from onnxopt.cli.options import (
     budget_options,
     calibrate_options,
     calibration_options,
+    combined,
     data_options,
     option,
     output_options,
     passes_option,
     quiet_options,
     run_options,
+    signature_options,
     target_option,
 )
 
@@ -38,41 +40,47 @@ def root(context: click.Context) -> None:
         click.echo(context.get_help())
 
 
+_optimize_options = combined(
+    target_option,
+    option(
+        "--on-error",
+        type=click.Choice(["stop", "skip"]),
+        default="stop",
+        section=PASSES,
+        help="What a failing pass, always rolled back, does to the run. [stop]",
+    ),
+    signature_options,
+    data_options,
+    calibration_options,
+    option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up."),
+    budget_options,
+    option(
+        "-o",
+        "--output",
+        type=click.Path(),
+        metavar="FILE",
+        section=OUTPUT,
+        help="Where to write. [./MODEL.onnxopt.onnx]",
+    ),
+    option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx."),
+    option(
+        "--external-data",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        section=OUTPUT,
+        help="Weights in a file beside the model; auto: above 2 GB. [auto]",
+    ),
+    option("--dry-run", is_flag=True, section=OUTPUT, help="Do all but write the model."),
+    output_options,
+    run_options,
+    option("--no-verify", is_flag=True, section=RUN, help="Compare nothing; the report says so."),
+)
+
+
 @root.command(cls=SectionCommand, short_help="Rewrite MODEL, compare, and write the result.")
 @click.argument("model", metavar="MODEL", type=click.Path())
-@passes_option("What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes", required=True)
-@target_option
-@option(
-    "--on-error",
-    type=click.Choice(["stop", "skip"]),
-    default="stop",
-    section=PASSES,
-    help="What a failing pass, always rolled back, does to the run. [stop]",
-)
-@data_options
-@calibration_options
-@option("--require-data", is_flag=True, section=DATA, help="Exit 5 instead of making inputs up.")
-@budget_options
-@option(
-    "-o",
-    "--output",
-    type=click.Path(),
-    metavar="FILE",
-    section=OUTPUT,
-    help="Where to write. [./MODEL.onnxopt.onnx]",
-)
-@option("--keep-failed", is_flag=True, section=OUTPUT, help="Write a failed result too, as .failed.onnx.")
-@option(
-    "--external-data",
-    type=click.Choice(["auto", "always", "never"]),
-    default="auto",
-    section=OUTPUT,
-    help="Weights in a file beside the model; auto: above 2 GB. [auto]",
-)
-@option("--dry-run", is_flag=True, section=OUTPUT, help="Do all but write the model.")
-@output_options
-@run_options
-@option("--no-verify", is_flag=True, section=RUN, help="Compare nothing; the report says so.")
+@passes_option("What to do, in order: prune,int8 or prune:round_to=8,int8. See: onnxopt passes")
+@_optimize_options
 def optimize(model: str, output: str | None, no_verify: bool, verbose: int, quiet: bool, **settings: Any) -> int:
     """Rewrite MODEL with passes, compare the result with it, and write the result if it keeps its promises.
 
@@ -81,6 +89,17 @@ def optimize(model: str, output: str | None, no_verify: bool, verbose: int, quie
     """
     from onnxopt.cli.actions import optimize_file
 
+    return optimize_file(model, output, verify=not no_verify, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command(cls=SectionCommand, short_help="Take out of MODEL what it can do without: --passes simplify.")
+@click.argument("model", metavar="MODEL", type=click.Path())
+@_optimize_options
+def simplify(model: str, output: str | None, no_verify: bool, verbose: int, quiet: bool, **settings: Any) -> int:
+    """Simplify MODEL: what onnxopt MODEL --passes simplify does, with the same options and exit codes."""
+    from onnxopt.cli.actions import optimize_file
+
+    settings = {**settings, "passes": "simplify"}
     return optimize_file(model, output, verify=not no_verify, verbose=verbose, quiet=quiet, **settings)
 
 

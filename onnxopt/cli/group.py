@@ -156,8 +156,6 @@ def _missing(error: click.MissingParameter, help_line: str) -> OnnxoptError:
     if isinstance(parameter, click.Argument):
         return UsageError(f"no {parameter.name} is given", help_line)
     name = parameter.opts[-1] if parameter is not None else "an option"
-    if name == "--passes":
-        return UsageError("no passes are given", "add for example --passes prune,int8; onnxopt passes lists them")
     return UsageError(f"{name} is missing", help_line)
 
 

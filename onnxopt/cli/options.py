@@ -12,7 +12,8 @@ from onnxopt.cli.group import SectionOption
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-PASSES, DATA, BUDGETS, OUTPUT, RUN = "Passes", "Input data", "Budgets (a broken one fails the run)", "Output", "Run"
+MODEL, PASSES, DATA, OUTPUT, RUN = "Model", "Passes", "Input data", "Output", "Run"
+BUDGETS = "Budgets (a broken one fails the run)"
 
 
 def option(*names: str, section: str, **settings: Any) -> Callable[[F], F]:
@@ -46,6 +47,38 @@ def samples_option(of: str) -> Callable[[F], F]:
         help=f"Use at most N {of}, drawn by --seed.",
     )
 
+
+signature_options = combined(
+    option(
+        "--input-shape",
+        "input_shapes",
+        multiple=True,
+        metavar="NAME:DIMS",
+        section=MODEL,
+        help="Other dims for an input, repeatable: x:1,3,224,224; -1 or a symbol leaves a length open.",
+    ),
+    option(
+        "--inputs",
+        multiple=True,
+        metavar="NAMES",
+        section=MODEL,
+        help="Take the part of the model that begins at these tensors: a,b.",
+    ),
+    option(
+        "--outputs",
+        multiple=True,
+        metavar="NAMES",
+        section=MODEL,
+        help="Take the part of the model that ends at these tensors: y,z.",
+    ),
+    option(
+        "--opset",
+        type=int,
+        metavar="N",
+        section=MODEL,
+        help="Raise the operator set to N, by convert_opset in front of the passes.",
+    ),
+)
 
 target_option = option(
     "--target",

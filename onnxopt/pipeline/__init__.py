@@ -13,6 +13,7 @@ from onnxopt.pipeline.output import check_output, failed_path
 from onnxopt.pipeline.result import Result, VerdictError
 from onnxopt.pipeline.saved import Calibration, SavedFiles, StatisticsLike
 from onnxopt.pipeline.settings import Progress, Settings, silent
+from onnxopt.pipeline.signature import NamesLike, ShapesLike, SignatureChange
 
 __all__ = [
     "Calibration",
@@ -20,12 +21,15 @@ __all__ = [
     "Demands",
     "FeedsLike",
     "Inputs",
+    "NamesLike",
     "PassLike",
     "Progress",
     "Result",
     "Run",
     "SavedFiles",
     "Settings",
+    "ShapesLike",
+    "SignatureChange",
     "StatisticsLike",
     "Step",
     "VerdictError",

@@ -20,6 +20,7 @@ def meet(
     inputs: Inputs,
     limits: Limits,
     *,
+    beside: Path | None = None,
     whole: bool = False,
     fit: bool = False,
     candidates: Sequence[tuple[Model, Path | None]] = (),
@@ -28,7 +29,8 @@ def meet(
 ) -> Split:
     """The feeds of the reference; reference and candidates have loaded and run on the first of them by then.
 
-    path: the reference's file, as those of the candidates. whole: keep no feeds for calibration; fit: keep them all for
+    path: the reference's file, as those of the candidates. beside: the file beside which feeds may lie, where that is
+    another. whole: keep no feeds for calibration; fit: keep them all for
     it. A model that fails on these inputs passes here: who runs it next says so. Raises LimitError when a model takes
     more memory or time than `limits` allow, ModelError when it can't be loaded or crashes onnxruntime, and what opening
     feeds raises.
@@ -36,7 +38,7 @@ def meet(
     progress("running it in a process of its own", 0, 0)
     with Probe(reference, path, limits, threads=threads) as probe:
         opener = inputs.open_fit if fit else inputs.open_whole if whole else inputs.open
-        split = opener(reference, path, None if probe.skipped else probe.run)
+        split = opener(reference, beside or path, None if probe.skipped else probe.run)
         _prove(probe, split)
     for candidate, file in candidates:
         with Probe(candidate, file, limits, threads=threads) as probe:

@@ -50,8 +50,8 @@ _MADE_UP = "the inputs are made up and may mislead: give real ones with --data"
 class Run:
     """One run of a pipeline. Everything is opened and checked already; `execute` does the work.
 
-    reference: the original, never changed. source: its file, None for a model that came as a proto. saved: statistics
-    gathered before.
+    reference: the original, never changed. source: its file, None for a model that came as a proto. changes: what was
+    changed of that file before the passes, in words; the reference is the result. saved: statistics gathered before.
     """
 
     reference: Model
@@ -61,6 +61,7 @@ class Run:
     target: Target
     demands: Demands
     settings: Settings
+    changes: Sequence[str] = ()
     output: Path | None = None
     reports: Sequence[Path] = ()
     saved: SavedFiles = field(default_factory=SavedFiles)
@@ -74,7 +75,9 @@ class Run:
         PassError where a pass fails and on_error is "stop", NothingCompared, ModelError. The reports are written even
         then.
         """
-        original = facts(self.reference, self.source)
+        original = facts(self.reference, self._file)
+        if self.source is not None:
+            original = replace(original, path=str(self.source))
         records: list[PassRecord] = []
         try:
             result = self._work(original, records)
@@ -100,10 +103,15 @@ class Run:
         stages = self._stages()
         given = (self.split, self.settings, self.target, stages, self.progress)
         runner = Runner(model, self.reference, *given, records, self.saved, self.demands.quality_budgets)
-        with FootprintMeter(self.reference, self.source, self.settings, self.demands.budgets) as meter:
+        with FootprintMeter(self.reference, self._file, self.settings, self.demands.budgets) as meter:
             runner.run(with_prepared(self.steps))
             findings, footprint = self._conclude(model, original, records, stages, meter)
         return self._finish(model, original, records, stages, findings, footprint)
+
+    @property
+    def _file(self) -> Path | None:
+        """The file that holds what the reference holds."""
+        return None if self.changes else self.source
 
     @property
     def _made_up(self) -> bool:
@@ -241,8 +249,9 @@ class Run:
             return Verdict.FAILED, findings.problems[0] + more
         if not _changed(records):
             left_out = [record.name for record in records if record.status is Status.FAILED]
-            reason = f"{', '.join(left_out)} failed and was left out" if left_out else "no pass found anything to do"
-            return Verdict.UNCHANGED, reason
+            if left_out:
+                return Verdict.UNCHANGED, f"{', '.join(left_out)} failed and was left out"
+            return Verdict.UNCHANGED, "no pass found anything to do" if self.steps else "there are no passes"
         if not self.settings.verify:
             return Verdict.NOT_VERIFIED, "nothing was compared (--no-verify)"
         if self._made_up:
@@ -265,6 +274,7 @@ class Run:
             command="optimize",
             versions=versions(),
             reference=original,
+            reference_changes=tuple(self.changes),
             candidate=None,
             verdict=verdict,
             reason=reason,

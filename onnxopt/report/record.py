@@ -324,7 +324,10 @@ class QuantizationFigures:
 
 @dataclass(frozen=True)
 class Report:
-    """One run. command: "optimize" or "check"; passes_text: the pipeline in canonical form."""
+    """One run. command: "optimize" or "check"; passes_text: the pipeline in canonical form.
+
+    reference_changes: what was changed of the file before the passes, in words; then the reference is the result.
+    """
 
     command: str
     versions: dict[str, str]
@@ -347,6 +350,7 @@ class Report:
     budgets: tuple[BudgetFigures, ...] = ()
     warnings: tuple[str, ...] = ()
     error: ErrorFacts | None = None
+    reference_changes: tuple[str, ...] = ()
     seconds: float = 0.0
     schema_version: str = field(default=SCHEMA_VERSION)
 

@@ -80,6 +80,9 @@ def lines(report: Report, detail: int = 0) -> Iterator[Line]:
 
 def _models(report: Report, detail: int) -> Iterator[Line]:
     yield (Span(_title(report), "head"),)
+    if report.reference_changes:
+        changed = f"original: {'; '.join(report.reference_changes)}"
+        yield from ((Span(line),) for line in _wrapped(changed))
     before, after = report.reference, report.candidate
     if after is None:
         return

@@ -448,3 +448,29 @@ def test_a_full_disk_behind_stdout_is_told_in_two_lines(
     assert "No space left on device" in capsys.readouterr().err
     monkeypatch.setattr(sys, "stderr", Full())
     assert run(["gone.onnx", "--passes", GOOD]) == 2
+
+
+def test_a_part_of_a_model_with_another_shape(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--inputs", "x", "--outputs", "r,h", "--input-shape", "x:3,12", "--opset", "18"]
+    text = said(capsys, "net.onnx", "--passes", GOOD, *words, "-o", "part.onnx", *FAST)
+    assert "original: the part from x to r, h; input x: [batch,12] -> [3,12]" in " ".join(text.split())
+    assert "convert_opset:opset=18" in text
+    saved = onnx.load(folder / "part.onnx")
+    assert [info.name for info in saved.graph.output] == ["r", "h"]
+    assert [dim.dim_value for dim in saved.graph.output[0].type.tensor_type.shape.dim] == [3, 40]
+    assert saved.opset_import[0].version == 18
+    assert "verdict   unchanged" in said(capsys, "net.onnx", "--outputs", "r", "--dry-run", *FAST)
+
+
+def test_simplify_is_optimize_with_one_pass(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onnxopt.passbase import names
+
+    words = ["simplify", "net.onnx", "-o", "small.onnx", *FAST]
+    if "simplify" in names():
+        assert "simplify" in said(capsys, *words)
+        assert (folder / "small.onnx").is_file()
+    else:
+        assert run(words) == 2
+        assert "unknown pass 'simplify'" in capsys.readouterr().err
+    assert run(["simplify", "net.onnx", "--passes", "prune"]) == 2
+    assert "no such option: --passes" in capsys.readouterr().err

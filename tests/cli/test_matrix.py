@@ -85,6 +85,21 @@ CASES = [
         "unknown passes", "net.onnx --passes prnue,intt8", 2, "unknown passes 'prnue', 'intt8'", "did you mean 'prune'?"
     ),
     Case("no passes", "net.onnx", 2, "no passes are given", "--passes prune,int8"),
+    Case("shape of no input", "net.onnx --input-shape z:1,12", 2, "the model has no input 'z'", "known: x"),
+    Case("shape without a name", "net.onnx --input-shape 1,12", 2, "'1,12' names no input", "NAME:1,3,224,224"),
+    Case("shape of another rank", "net.onnx --input-shape x:12", 2, "2 axes [batch,12], not 1", "x:batch,12"),
+    Case("shape against the graph", "net.onnx --input-shape x:1,13", 2, "can't compute with x [1,13]", "x [batch,12]"),
+    Case(
+        "feeds of the old shape",
+        "net.onnx --input-shape x:2,12 --data data.npz",
+        2,
+        "expected 2 at axis 0",
+        "reshape it to [2,12]",
+    ),
+    Case("output that is none", "net.onnx --outputs logit", 2, "output 'logit'", "did you mean 'logits'?"),
+    Case("input that is missing", "net.onnx --inputs h --outputs h", 2, "output 'h' is an input too", "computed"),
+    Case("operator set too low", "net.onnx --opset 13", 2, "uses operator set 17", "17 or more"),
+    Case("operator set too high", "net.onnx --opset 99", 2, "99 is out of range", "13 to 23"),
     Case("empty pass list", "net.onnx --passes ''", 2, "the pass list is empty", "at least one"),
     Case(
         "stray option of a pass", "net.onnx --passes prune,ratio=0.3", 2, "'ratio=0.3' stands alone", "prune:ratio=0.3"
