@@ -103,12 +103,14 @@ def _describe_anew(model: Model, bound: Mapping[str, Dim]) -> None:
         if body.function is not None:
             continue
         inner = body.inputs if body.parent is not None else []
+        if body.owner is not None and body.owner.op == "Loop":
+            inner = inner[2:]  # its counter and its condition, whose dims the runtime wants to know
         made = [*inner, *(tensor for node in body.nodes for tensor in node.outputs if not tensor.is_empty())]
-        outputs = {id(tensor) for tensor in body.outputs}
+        ends = {id(tensor) for tensor in (*body.outputs, *inner)}
         for tensor in made:
             fact = facts.get(id(tensor))
             inferred = None if fact is None or fact.shape is None else list(fact.shape)
-            stated = _still_stated(tensor.shape, bound) if id(tensor) in outputs else None
+            stated = _still_stated(tensor.shape, bound) if id(tensor) in ends else None
             tensor.shape = _merged(inferred, stated)
             if tensor.info is not None:
                 tensor.info = _restated(tensor.info, tensor.shape)
@@ -125,7 +127,7 @@ def _describe_anew(model: Model, bound: Mapping[str, Dim]) -> None:
 
 
 def _still_stated(shape: Sequence[Dim] | None, bound: Mapping[str, Dim]) -> list[Dim] | None:
-    """What the file says of an output: symbols with their new meaning; its numbers may be stale."""
+    """What the file says of an end of a body: symbols with their new meaning; its numbers may be stale."""
     return None if shape is None else [None if isinstance(dim, int) else _bound(dim, bound) for dim in shape]
 
 

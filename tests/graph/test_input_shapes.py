@@ -138,3 +138,18 @@ def test_defaults_and_sequences_are_refused() -> None:
     text = "agraph (seq(float[2]) s, int64 i) => (float[2] y) { y = SequenceAt(s, i) }"
     with pytest.raises(UsageError, match="no tensor"):
         with_input_shapes(model(text), {"s": (3,)})
+
+
+def test_a_loop_keeps_what_the_runtime_wants_to_know_of_its_body() -> None:
+    source = proto("""agraph (float[N] x, int64 trips, bool go) => (float[N] y) {
+        y = Loop(trips, go, x) <body = b (int64 i, bool c, float[N] s) => (bool d, float[N] t) {
+            d = Identity(c)
+            t = Neg(s)
+        }>
+    }""")
+    changed = with_input_shapes(load(source), {"x": (3,)})
+    inner = changed.to_proto().graph.node[0].attribute[0].g
+    assert inner.input[0].type.tensor_type.HasField("shape")
+    assert inner.input[2].type.tensor_type.shape.dim[0].dim_value == 3
+    feeds = {"x": np.ones(3, np.float32), "trips": np.array(3), "go": np.array(True)}
+    assert run(changed, feeds)["y"].tolist() == [-1, -1, -1]
