@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxopt.api import calibrate, check, compare, load, merge, optimize
+    from onnxopt.api import calibrate, check, compare, inspect, load, merge, optimize
     from onnxopt.errors import OnnxoptError
     from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option, rewrite
 
@@ -18,6 +18,7 @@ _HOMES = {
     "calibrate": "onnxopt.api",
     "check": "onnxopt.api",
     "compare": "onnxopt.api",
+    "inspect": "onnxopt.api",
     "load": "onnxopt.api",
     "merge": "onnxopt.api",
     "optimize": "onnxopt.api",
@@ -44,6 +45,7 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "inspect",
     "load",
     "merge",
     "optimize",

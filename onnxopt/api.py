@@ -1,4 +1,4 @@
-"""The Python face: optimize, calibrate, merge, compare, check, load. The command line goes through these."""
+"""The Python face: optimize, inspect, calibrate, merge, compare, check, load. The command line goes through these."""
 
 from __future__ import annotations
 
@@ -13,10 +13,12 @@ from onnx import ModelProto
 from onnxopt.calibration.sampling import ELEMENTS
 from onnxopt.calibration.storage import SavedStatistics
 from onnxopt.calibration.storage import merge as merge_statistics
-from onnxopt.errors import FeedError, UsageError, did_you_mean
+from onnxopt.errors import FeedError, ModelError, UsageError, did_you_mean
 from onnxopt.feeds import Images, Split
 from onnxopt.feeds.function import split_reference
 from onnxopt.feeds.places import reads
+from onnxopt.inspection.inspect import inspect_model
+from onnxopt.inspection.record import Inspection
 from onnxopt.model import Limits, LimitsLike, Model
 from onnxopt.model import load as load_model
 from onnxopt.model.saving import PLACES
@@ -47,7 +49,7 @@ from onnxopt.pipeline import (
 )
 from onnxopt.pipeline import check as check_models
 from onnxopt.report import Report, check_paths, write
-from onnxopt.runtime import Session
+from onnxopt.runtime import Probe, Session
 from onnxopt.target import TARGETS, Target, resolve
 from onnxopt.verification import Comparison, RecordedOutputs, parse_all
 from onnxopt.verification import compare as compare_outputs
@@ -55,12 +57,14 @@ from onnxopt.verification.metrics import check_names
 
 __all__ = [
     "Calibration",
+    "Inspection",
     "Result",
     "SavedStatistics",
     "VerdictError",
     "calibrate",
     "check",
     "compare",
+    "inspect",
     "load",
     "merge",
     "optimize",
@@ -232,6 +236,26 @@ def calibrate(
         progress("writing", 0, 0)
         calibration.saved.save(written)
     return calibration
+
+
+def inspect(model: Source, *, limits: LimitsLike = "default", progress: Progress = silent) -> Inspection:
+    """What a model holds, and what passes could win on it, estimated. Nothing is written or changed.
+
+    The model is loaded by the runtime first, in a process of its own; where that refuses it, no pass is tried. Raises
+    UsageError, ModelError and LimitError as `load` and `optimize` do.
+    """
+    source, bounds = _file(model), Limits.of(limits)
+    progress("loading", 0, 0)
+    loaded = load(model, bounds)
+    progress("running it in a process of its own", 0, 0)
+    refused = ""
+    try:
+        with Probe(loaded, source, bounds):
+            pass
+    except ModelError as error:
+        refused = error.cause
+    progress("looking at it", 0, 0)
+    return inspect_model(loaded, source, refused)
 
 
 def merge(

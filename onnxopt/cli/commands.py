@@ -19,6 +19,8 @@ from onnxopt.cli.options import (
     calibration_options,
     combined,
     data_options,
+    format_option,
+    looking_options,
     option,
     output_options,
     passes_option,
@@ -126,6 +128,20 @@ def check(candidate: str, reference: str, verbose: int, quiet: bool, **settings:
     from onnxopt.cli.actions import check_file
 
     return check_file(candidate, reference, verbose=verbose, quiet=quiet, **settings)
+
+
+@root.command("inspect", cls=SectionCommand, short_help="Tell what MODEL holds and what passes could win.")
+@click.argument("models", metavar="MODEL...", nargs=-1, type=click.Path())
+@format_option
+@looking_options
+def inspect_(models: tuple[str, ...], form: str, verbose: int, limits: str) -> int:
+    """Tell what MODEL holds, and what passes could win on it, estimated; several models side by side.
+
+    Exit codes: 0 told, 2 wrong usage, 3 unreadable model, 6 a limit was reached, 130 interrupted.
+    """
+    from onnxopt.cli.looking import inspect_files
+
+    return inspect_files(models, form, limits, verbose=verbose, quiet=False)
 
 
 @root.command(cls=SectionCommand, short_help="Gather the statistics that passes ask for into a file.")

@@ -241,6 +241,14 @@ run_options = combined(
 
 calibration_options = combined(_batch_option, _stats_option)
 
+format_option = option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    section=OUTPUT,
+    help="What to print. [text]",
+)
 _verbose_option = option(
     "-v", "--verbose", count=True, section=OUTPUT, help="Every change, and each step; -vv: tracebacks too."
 )
@@ -281,3 +289,9 @@ calibrate_options = combined(
     _threads_option,
 )
 quiet_options = combined(_force_option, _verbose_option, _quiet_option)
+looking_options = combined(
+    option(
+        "-v", "--verbose", count=True, section=OUTPUT, help="List everything, and tell each step; -vv: tracebacks too."
+    ),
+    _limits_option,
+)

@@ -7,13 +7,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
     from onnxopt.report import Report
+    from onnxopt.report.layout import Line
 
 _STYLES = {"head": "bold", "dim": "dim", "good": "green", "bad": "red", "warn": "yellow"}
 # variables by which the environment asks for plain text
@@ -58,16 +59,23 @@ def show(report: Report, verbose: int, quiet: bool) -> bool:
 
 
 def _print(report: Report, verbose: int) -> None:
-    from onnxopt.report.text_view import lines, plain
+    from onnxopt.report.text_view import lines
 
+    show_lines(lines(report, detail=min(verbose, 1)))
+
+
+def show_lines(made: Iterable[Line]) -> None:
+    """Print lines on stdout, coloured where a person looks."""
     if not _fancy(sys.stdout):
-        click.echo(plain(report, detail=min(verbose, 1)), nl=False)
+        from onnxopt.report.layout import joined
+
+        click.echo(joined(made), nl=False)
         return
     from rich.console import Console
     from rich.text import Text
 
     console = Console(highlight=False, soft_wrap=True)
-    for line in lines(report, detail=min(verbose, 1)):
+    for line in made:
         console.print(Text.assemble(*((span.text, _STYLES.get(span.role, "")) for span in line)))
 
 

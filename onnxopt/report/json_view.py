@@ -20,7 +20,12 @@ from onnxopt.report.record import SCHEMA_VERSION, Report
 
 def dump(report: Report) -> str:
     """The report as indented JSON that ends with a newline."""
-    return json.dumps(_encode(report), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text_of(report)
+
+
+def text_of(record: Any) -> str:
+    """Dataclasses, and lists and mappings of them, as indented JSON that ends with a newline."""
+    return json.dumps(_encode(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def load(text: str) -> Report:

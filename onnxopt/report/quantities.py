@@ -99,3 +99,13 @@ def shortened(text: str, width: int) -> str:
         return text
     head = (width - 3) // 2
     return f"{text[:head]}...{text[len(text) - (width - 3 - head) :]}"
+
+
+def large(number: int) -> str:
+    """A count to three digits: 999, 12.3 k, 4.10 G."""
+    value, unit = float(number), ""
+    for unit in ("", "k", "M", "G", "T", "P"):
+        if value < 999.5 or unit == "P":
+            break
+        value /= 1000
+    return str(number) if not unit else f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}"

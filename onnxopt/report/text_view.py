@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from onnxopt.passbase import Change, Skip
 from onnxopt.report import quantities as q
+from onnxopt.report.layout import WIDTH, Line, Span, joined
+from onnxopt.report.layout import table as _table
+from onnxopt.report.layout import wrapped as _wrapped
 from onnxopt.report.record import (
     ComparisonFigures,
     FootprintFigures,
@@ -25,7 +27,6 @@ from onnxopt.report.record import (
     Verdict,
 )
 
-WIDTH = 80
 # how many nodes are named behind a count
 _NAMED = 3
 # how many reasons for leaving nodes alone
@@ -37,20 +38,9 @@ _ENOUGH = 6
 _GOOD = (Verdict.PASSED, Verdict.SYNTHETIC, Verdict.UNCHANGED)
 
 
-@dataclass(frozen=True)
-class Span:
-    """A piece of a line. role: "plain", "head", "dim", "good", "bad" or "warn"."""
-
-    text: str
-    role: str = "plain"
-
-
-Line = tuple[Span, ...]
-
-
 def plain(report: Report, detail: int = 0) -> str:
     """The report as text that ends with a newline. detail: see `lines`."""
-    return "\n".join("".join(span.text for span in line).rstrip() for line in lines(report, detail)) + "\n"
+    return joined(lines(report, detail))
 
 
 def lines(report: Report, detail: int = 0) -> Iterator[Line]:
@@ -392,17 +382,3 @@ def _verdict(report: Report) -> Iterator[Line]:
     if report.candidate is not None and report.candidate.path and report.command == "optimize":
         yield (Span("written   ", "head"), Span(report.candidate.path))
     yield (Span("time      ", "head"), Span(f"{report.seconds:.1f} s"))
-
-
-def _wrapped(text: str, *, break_words: bool = False) -> list[str]:
-    return textwrap.wrap(
-        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=break_words, break_on_hyphens=False
-    )
-
-
-def _table(rows: Sequence[Sequence[str]], align: str, *, headers: Sequence[int] = (0,)) -> Iterator[Line]:
-    """headers: which rows head the others."""
-    widths = [max(len(row[at]) for row in rows) for at in range(len(align))]
-    for number, row in enumerate(rows):
-        cells = [f"{cell:{side}{width}}" for cell, side, width in zip(row, align, widths, strict=True)]
-        yield (Span("  " + "  ".join(cells), "dim" if number in headers else "plain"),)

@@ -17,7 +17,8 @@ from onnxopt.report import (
     SizeFigures,
     Verdict,
 )
-from onnxopt.report.text_view import WIDTH, lines, plain
+from onnxopt.report.layout import WIDTH
+from onnxopt.report.text_view import lines, plain
 from tests.report.examples import check_report, footprint, full_report
 
 

@@ -1,0 +1,164 @@
+"""What each pass could win on a model: cheap estimates, each naming its pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from onnxopt.graph import operators
+from onnxopt.inspection.rank import RELATIVE_ERROR, low_rank
+from onnxopt.inspection.record import Estimate
+from onnxopt.inspection.trials import Trial, tried
+from onnxopt.inspection.weights import Values
+from onnxopt.model import Constant, Model, Node
+from onnxopt.passbase import names
+from onnxopt.quantization.storage import find_weights
+
+# passes of this or that name that would do it, the first installed one is told
+_PALETTES = ("palette", "palettize", "cluster")
+_FACTORS = ("low_rank", "factorize", "svd")
+# from so many zeros on a share is worth telling
+_ZEROS_FROM = 0.01
+
+
+def estimates(model: Model, values: Mapping[int, Values], *, trials: bool = True) -> Iterator[Estimate]:
+    """Everything that could be won, in the order of passes. `model` is left alone; shapes are inferred already.
+
+    trials: whether passes may be tried on copies, for which the runtime computes parts of the model.
+    """
+    if trials:
+        yield from _trials(model)
+    yield from _unread(model)
+    yield from _identities(model)
+    yield from _zeros(values)
+    yield from _palettes(values)
+    yield from _low_rank(model)
+    yield from _halves(values)
+    yield from _int8(model)
+
+
+def _trials(model: Model) -> Iterator[Estimate]:
+    told: tuple[tuple[str, tuple[str, ...], Callable[[Trial], str]], ...] = (
+        ("duplicates", ("dedup",), lambda trial: f"{_many(trial.count, 'weight')} equal to another, byte by byte"),
+        ("foldable", ("fold_constants",), lambda trial: f"{_many(trial.nodes, 'node')} that no input reaches"),
+        ("fusable", ("fold_constants", "fuse_bn"), lambda trial: f"{_many(trial.count, 'BatchNormalization')} to fuse"),
+        ("channels", ("fold_constants", "fuse_bn", "prune"), _channels),
+    )
+    for kind, passes, what in told:
+        trial = tried(model, passes)
+        if trial.failed:
+            yield Estimate(kind, passes[-1], f"not estimated: {trial.failed}")
+        elif trial.changes:
+            count = trial.nodes if kind == "foldable" else trial.count
+            yield Estimate(kind, passes[-1], what(trial), count, max(trial.bytes, 0))
+
+
+def _channels(trial: Trial) -> str:
+    return f"{_many(trial.count, 'channel')} dead, constant, proportional or unread"
+
+
+def _unread(model: Model) -> Iterator[Estimate]:
+    used = {id(tensor) for body in model.bodies() for tensor in body.outputs}
+    nodes = sum(
+        operators.is_pure(node) and not any(t.outputs or id(t) in used for t in node.outputs)
+        for body in model.bodies()
+        for node in body.nodes
+    )
+    unused = [constant for constant in model.constants() if not constant.outputs and id(constant) not in used]
+    if nodes or unused:
+        parts = [_many(len(unused), "weight") if unused else "", _many(nodes, "node") if nodes else ""]
+        size = sum(constant.data.stored_nbytes for constant in unused)
+        what = f"{' and '.join(filter(None, parts))} that nothing reads"
+        yield Estimate("unused", _installed("simplify"), what, nodes + len(unused), size)
+
+
+def _identities(model: Model) -> Iterator[Estimate]:
+    count = sum(_does_nothing(node) for body in model.bodies() for node in body.nodes)
+    if count:
+        what = f"{_many(count, 'node')} whose output is {'its' if count == 1 else 'their'} input"
+        yield Estimate("identities", _installed("simplify"), what, count)
+
+
+def _does_nothing(node: Node) -> bool:
+    if node.kind[0] != "" or not node.inputs or not node.outputs:
+        return False
+    source, made = node.inputs[0], node.outputs[0]
+    if node.op == "Identity":
+        return not isinstance(source, Constant)
+    if node.op == "Dropout":
+        mask = len(node.outputs) > 1 and bool(node.outputs[1].outputs)
+        return not operators.is_training(node) and not mask
+    if node.op == "Cast":
+        return source.dtype is not None and made.dtype is not None and source.dtype == made.dtype
+    if node.op == "Transpose":
+        order = node.attrs.get("perm")
+        return isinstance(order, list) and order == list(range(len(order)))
+    if node.op in ("Concat", "Sum", "Max", "Min", "Mean"):
+        return len(node.inputs) == 1
+    if node.op in ("Reshape", "Expand", "Flatten", "Squeeze", "Unsqueeze"):
+        dims = [list(t.shape) if t.shape is not None else None for t in (source, made)]
+        return dims[0] is not None and dims[0] == dims[1] and all(isinstance(dim, int) for dim in dims[0])
+    return False
+
+
+def _zeros(values: Mapping[int, Values]) -> Iterator[Estimate]:
+    looked = sum(seen.elements for seen in values.values())
+    zeros = sum(seen.zeros for seen in values.values())
+    if looked and zeros / looked >= _ZEROS_FROM:
+        what = f"{zeros / looked * 100:.1f} % of the weights are zero already"
+        yield Estimate("zeros", _installed("prune_weights"), what, zeros, None, _sample(values))
+
+
+def _palettes(values: Mapping[int, Values]) -> Iterator[Estimate]:
+    found = [(seen, bits) for seen in values.values() if (bits := seen.palette_bits) is not None]
+    if found:
+        saved = sum(seen.data.nbytes - seen.palette_bytes(bits) for seen, bits in found)
+        widths = sorted({bits for _, bits in found})
+        spread = f"{widths[0]} bits" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bits"
+        what = f"{_many(len(found), 'weight')} of few values: {spread} an element lose nothing"
+        yield Estimate("palette", _installed(*_PALETTES), what, len(found), saved, _sample(values))
+
+
+def _low_rank(model: Model) -> Iterator[Estimate]:
+    found = low_rank(model)
+    if found.matrices:
+        part = f"{found.looked} of {found.candidates} matrices" if found.looked < found.candidates else ""
+        noun = "matrix" if found.matrices == 1 else "matrices"
+        what = f"{found.matrices} {noun} of low rank at a relative error of {RELATIVE_ERROR:g}"
+        yield Estimate("low_rank", _installed(*_FACTORS), what, found.matrices, found.bytes, part)
+
+
+def _halves(values: Mapping[int, Values]) -> Iterator[Estimate]:
+    singles = [seen.data for seen in values.values() if seen.data.dtype == np.float32]
+    if singles:
+        what = f"{_many(len(singles), 'float32 weight')} in 16 bits"
+        yield Estimate("half", _installed("fp16"), what, len(singles), sum(data.nbytes for data in singles) // 2)
+
+
+def _int8(model: Model) -> Iterator[Estimate]:
+    saved: dict[int, int] = {}
+    for stored in find_weights(model):
+        data = stored.weight.data
+        if data.dtype == np.float32 and len(data.shape) >= 2:
+            gain = data.nbytes - data.size - 4 * int(np.prod(stored.scale_shape))
+            saved[data.uid] = gain
+    gains = [gain for gain in saved.values() if gain > 0]
+    if gains:
+        what = f"{_many(len(gains), 'weight')} of layers and tables in 8 bits"
+        yield Estimate("int8", _installed("int8_weights"), what, len(gains), sum(gains))
+
+
+def _sample(values: Mapping[int, Values]) -> str:
+    looked = sum(seen.elements for seen in values.values())
+    held = sum(seen.data.size for seen in values.values())
+    return "" if looked == held else f"{looked:,} of {held:,} elements"
+
+
+def _installed(*wanted: str) -> str:
+    known = names()
+    return next((name for name in wanted if name in known), "")
+
+
+def _many(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
