@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from onnxopt.api import calibrate, check, compare, inspect, load, merge, optimize
+    from onnxopt.api import calibrate, check, compare, diff, inspect, load, merge, optimize
     from onnxopt.errors import OnnxoptError
     from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option, rewrite
 
@@ -18,6 +18,7 @@ _HOMES = {
     "calibrate": "onnxopt.api",
     "check": "onnxopt.api",
     "compare": "onnxopt.api",
+    "diff": "onnxopt.api",
     "inspect": "onnxopt.api",
     "load": "onnxopt.api",
     "merge": "onnxopt.api",
@@ -45,6 +46,7 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "diff",
     "inspect",
     "load",
     "merge",

@@ -1,4 +1,4 @@
-"""The Python face: optimize, inspect, calibrate, merge, compare, check, load. The command line goes through these."""
+"""The Python face: optimize, check, calibrate, inspect, diff and others. The command line goes through these."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from onnxopt.errors import FeedError, ModelError, UsageError, did_you_mean
 from onnxopt.feeds import Images, Split
 from onnxopt.feeds.function import split_reference
 from onnxopt.feeds.places import reads
+from onnxopt.inspection.compare import compare_models
+from onnxopt.inspection.difference import Difference
 from onnxopt.inspection.inspect import inspect_model
 from onnxopt.inspection.record import Inspection
 from onnxopt.model import Limits, LimitsLike, Model
@@ -57,6 +59,7 @@ from onnxopt.verification.metrics import check_names
 
 __all__ = [
     "Calibration",
+    "Difference",
     "Inspection",
     "Result",
     "SavedStatistics",
@@ -64,6 +67,7 @@ __all__ = [
     "calibrate",
     "check",
     "compare",
+    "diff",
     "inspect",
     "load",
     "merge",
@@ -256,6 +260,19 @@ def inspect(model: Source, *, limits: LimitsLike = "default", progress: Progress
         refused = error.cause
     progress("looking at it", 0, 0)
     return inspect_model(loaded, source, refused)
+
+
+def diff(a: Source, b: Source, *, limits: LimitsLike = "default", progress: Progress = silent) -> Difference:
+    """How model `b` differs from model `a`: nodes, weights, signature, metadata. Nothing is run, written or changed.
+
+    Nodes are matched by what they compute, by names and by place, so that what was merely renamed counts as equal.
+    Raises UsageError, ModelError and LimitError as `load` does.
+    """
+    bounds = Limits.of(limits)
+    progress("loading", 0, 0)
+    models = load(a, bounds), load(b, bounds)
+    progress("comparing", 0, 0)
+    return compare_models(*models, (_file(a), _file(b)))
 
 
 def merge(

@@ -141,7 +141,28 @@ def inspect_(models: tuple[str, ...], form: str, verbose: int, limits: str) -> i
     """
     from onnxopt.cli.looking import inspect_files
 
-    return inspect_files(models, form, limits, verbose=verbose, quiet=False)
+    return inspect_files(models, form, limits, verbose=verbose)
+
+
+@root.command(cls=SectionCommand, short_help="Tell how model B differs from model A.")
+@click.argument("model_a", metavar="A", type=click.Path())
+@click.argument("model_b", metavar="B", type=click.Path())
+@format_option
+@option("--html", type=click.Path(), metavar="FILE", section=OUTPUT, help="Write a page that shows it, .html.")
+@option("--exit-code", is_flag=True, section=OUTPUT, help="Exit 1 where the models differ.")
+@option("--force", is_flag=True, section=OUTPUT, help="Replace an existing page.")
+@looking_options
+def diff(model_a: str, model_b: str, form: str, limits: str, verbose: int, **settings: Any) -> int:
+    """Tell how model B differs from model A: nodes, weights, signature, metadata.
+
+    Nodes are matched by what they compute, so that what was merely renamed counts as equal.
+
+    Exit codes: 0 told, 1 with --exit-code where the models differ, 2 wrong usage, 3 unreadable model, 6 a limit was
+    reached, 130 interrupted.
+    """
+    from onnxopt.cli.looking import diff_files
+
+    return diff_files(model_a, model_b, form, limits, verbose=verbose, **settings)
 
 
 @root.command(cls=SectionCommand, short_help="Gather the statistics that passes ask for into a file.")

@@ -154,7 +154,7 @@ def _closest_option(error: click.NoSuchOption) -> str:
 def _missing(error: click.MissingParameter, help_line: str) -> OnnxoptError:
     parameter = error.param
     if isinstance(parameter, click.Argument):
-        return UsageError(f"no {parameter.name} is given", help_line)
+        return UsageError(f"no {(parameter.name or '').replace('_', ' ')} is given", help_line)
     name = parameter.opts[-1] if parameter is not None else "an option"
     return UsageError(f"{name} is missing", help_line)
 

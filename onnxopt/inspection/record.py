@@ -120,12 +120,12 @@ class Inspection:
 
     def to_json(self) -> str:
         """The record as JSON."""
-        from onnxopt.report import inspection_view
+        from onnxopt.report.inspection_view import dump
 
-        return inspection_view.dump([self])
+        return dump([self])
 
     def to_text(self) -> str:
         """The record for the eye, in 80 columns, without colours."""
-        from onnxopt.report import inspection_view
+        from onnxopt.report.inspection_view import plain
 
-        return inspection_view.plain([self])
+        return plain([self])

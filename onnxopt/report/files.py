@@ -42,7 +42,7 @@ def check_paths(paths: Iterable[Path], *, force: bool = False, taken: Iterable[P
     """
     others = list(taken)
     for path in paths:
-        _check_place(path)
+        _check_place(path, FORMATS)
         if any(_same(path, other) for other in others):
             raise UsageError(f"can't write the report to {path}: the run uses that file", "give another name")
         if path.exists() and not force:
@@ -50,11 +50,25 @@ def check_paths(paths: Iterable[Path], *, force: bool = False, taken: Iterable[P
         others.append(path)
 
 
-def _check_place(path: Path) -> None:
-    if path.suffix not in FORMATS:
+def check_page(path: Path, *, force: bool = False, taken: Iterable[Path] = ()) -> None:
+    """Raise UsageError for a place where an .html page can't or must not be written; see `check_paths`."""
+    _check_place(path, (".html",))
+    if any(_same(path, other) for other in taken):
+        raise UsageError(f"can't write the page to {path}: the run uses that file", "give another name")
+    if path.exists() and not force:
+        raise UsageError(f"{path} exists already", "add --force to replace it, or give the page another name")
+
+
+def write_page(text: str, path: Path) -> None:
+    """Write a page whole or not at all. Raises UsageError when the place can't be written."""
+    write_atomically(path, text.encode("utf-8", "backslashreplace"))
+
+
+def _check_place(path: Path, suffixes: Iterable[str]) -> None:
+    if path.suffix not in suffixes:
         raise UsageError(
             f"a report can't be written as {path.suffix or 'a file without suffix'}: {path}",
-            f"end its name in one of: {', '.join(FORMATS)}",
+            f"end its name in one of: {', '.join(suffixes)}",
         )
     if not path.parent.is_dir():
         raise UsageError(f"can't write {path}: the folder {path.parent} does not exist", "create it first")

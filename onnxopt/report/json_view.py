@@ -28,6 +28,11 @@ def text_of(record: Any) -> str:
     return json.dumps(_encode(record), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a dataclass as JSON has them, to which more may be added."""
+    return typing.cast(dict[str, Any], _encode(record))
+
+
 def load(text: str) -> Report:
     """The report in a JSON text. Raises UsageError when it is none, or of a schema this version can't read."""
     try:

@@ -50,3 +50,34 @@ def test_errors_are_two_lines(
     told = capsys.readouterr().err
     assert cause in told
     assert [line.partition(":")[0] for line in told.splitlines()] == ["error", "hint"]
+
+
+def test_diff_exits_0_unless_asked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "net.onnx", "--outputs", "r", "-o", "part.onnx", "--latency-seconds", "0")
+    text = said(capsys, "diff", "net.onnx", "part.onnx")
+    assert text.startswith("net.onnx -> part.onnx\n")
+    assert "- MatMul second" in text
+    assert said(capsys, "diff", "net.onnx", "part.onnx", "--exit-code", code=1) == text
+    assert "equal: 4 nodes and 2 weights" in said(capsys, "diff", "net.onnx", "net.onnx", "--exit-code")
+    data = json.loads(said(capsys, "diff", "net.onnx", "part.onnx", "--format", "json"))
+    assert [node["name"] for node in data["removed"]] == ["second"]
+
+
+def test_diff_writes_a_page(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    said(capsys, "diff", "net.onnx", "net.onnx", "--html", "same.html")
+    page = (folder / "same.html").read_text()
+    assert page.startswith("<!DOCTYPE html>")
+    for words, cause in (
+        (["--html", "same.html"], "same.html exists already"),
+        (["--html", "same.txt"], "can't be written as .txt"),
+        (["--html", "no/same.html"], "the folder no does not exist"),
+    ):
+        assert run(["diff", "net.onnx", "net.onnx", *words]) == 2
+        assert cause in capsys.readouterr().err
+    said(capsys, "diff", "net.onnx", "net.onnx", "--html", "same.html", "--force")
+    (folder / "net.html").write_bytes((folder / "net.onnx").read_bytes())
+    assert run(["diff", "net.onnx", "net.html", "--html", "net.html", "--force"]) == 2
+    assert "the run uses that file" in capsys.readouterr().err
+    assert run(["diff", "net.onnx", "data.npz"]) == 3
+    assert run(["diff", "net.onnx"]) == 2
+    assert "no model b is given" in capsys.readouterr().err
