@@ -134,7 +134,7 @@ def _changed(nodes: Sequence[NodeEdit], detail: int) -> Iterator[Line]:
         yield from _entry("changed", f"{node.operator} {node.name}{after}{where}")
         for edit in edits_of(node):
             text = f"{edit.name}: {values(edit.before, edit.after)}"
-            yield from ((Span(f"  {line}"),) for line in wrapped(text, break_words=True))
+            yield from ((Span(f"  {line}"),) for line in wrapped(text, break_words=True, margin=2))
     yield from _more(len(nodes) - len(shown))
 
 
@@ -201,7 +201,7 @@ def edits_of(node: NodeEdit) -> tuple[ValueEdit, ...]:
 
 def _entry(kind_: str, text: str) -> Iterator[Line]:
     mark, role = _MARKS[kind_]
-    first, *more = wrapped(f"  {text}", break_words=True)
+    first, *more = wrapped(f"  {text}", break_words=True, margin=2)
     yield (Span(f"  {mark} ", role), Span(first.lstrip()))
     yield from ((Span(f"  {line}"),) for line in more)
 

@@ -25,10 +25,15 @@ def joined(lines: Iterable[Line]) -> str:
     return "\n".join("".join(span.text for span in line).rstrip() for line in lines) + "\n"
 
 
-def wrapped(text: str, *, break_words: bool = False) -> list[str]:
-    """A paragraph, set in by two spaces, its further lines by four."""
+def wrapped(text: str, *, break_words: bool = False, margin: int = 0) -> list[str]:
+    """A paragraph, set in by two spaces, its further lines by four; `margin` columns are left for what comes before."""
     return textwrap.wrap(
-        text, WIDTH, initial_indent="  ", subsequent_indent="    ", break_long_words=break_words, break_on_hyphens=False
+        text,
+        WIDTH - margin,
+        initial_indent="  ",
+        subsequent_indent="    ",
+        break_long_words=break_words,
+        break_on_hyphens=False,
     )
 
 

@@ -190,3 +190,27 @@ def test_design_lists_the_dependencies_and_exit_codes_that_there_are() -> None:
         assert f"| {name.group()} |" in design
     for error in OnnxoptError.__subclasses__():
         assert f"| {error.exit_code} |" in design
+
+
+CLI = (ROOT / "docs" / "cli.md").read_text()
+
+
+def test_the_commands_of_cli_run_and_print_what_it_shows(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = ""
+    for words, code in commands(CLI):
+        assert words[0] == "onnxopt"
+        looking = words[1] in ("inspect", "diff")
+        assert run([*words[1:], *([] if looking else ["--latency-seconds", "0", "--target", "x86"])]) == code
+        printed += capsys.readouterr().out
+    shown = [line for block in blocks(CLI, "text") for line in block.splitlines()]
+    assert len(shown) >= 6
+    assert [line for line in shown if line not in printed.splitlines()] == []
+    assert (folder / "newer.html").read_text().startswith("<!DOCTYPE html>")
+
+
+def test_every_command_stands_in_cli() -> None:
+    from onnxopt.cli.commands import root
+
+    listed = CLI.partition("## Pass lists")[0]
+    for name in root.commands:
+        assert f"onnxopt {name}" in listed

@@ -305,8 +305,10 @@ def test_json_text_and_page() -> None:
     assert data["equal"] is False
     assert data["by_operator"]["Neg"] == {"added": 1, "removed": 0, "changed": 0}
     assert len(data["weights_changed"]) == 2
-    for detail in (0, 1):
-        assert max(map(len, difference_view.plain(found, detail).splitlines())) <= 80
+    long = renamed(chain(CHAIN.replace("Relu(a)", "Neg(a)")), prefix="a/rather/long/path/of/" * 3)
+    for each in (found, diff(chain(), long), diff(long, chain(seed=3)), diff(everything(), wasteful())):
+        for detail in (0, 1):
+            assert max(map(len, difference_view.plain(each, detail).splitlines())) <= 80
     infinite = diff(
         with_weights(proto("agraph (float[1] x) => (float[1] y) { y = Add(x, w) }"), w=np.zeros(1, np.float32)),
         with_weights(proto("agraph (float[1] x) => (float[1] y) { y = Add(x, w) }"), w=np.ones(1, np.float32)),
