@@ -34,6 +34,8 @@ def with_input_shapes(model: Model, shapes: Mapping[str, Sequence[Dim]]) -> Mode
     changed = model.clone().model
     inputs = {tensor.name: tensor for tensor in changed.graph.inputs}
     wanted = {name: _wanted(changed, inputs, name, dims) for name, dims in shapes.items()}
+    if all(inputs[name].shape is not None and list(inputs[name].shape or ()) == dims for name, dims in wanted.items()):
+        return changed  # nothing changes, so no description is stale
     bound = _bindings(inputs, wanted)
     for tensor in changed.graph.inputs:
         if tensor.name in wanted:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 import numpy as np
 
 from onnxopt.graph import operators
-from onnxopt.inspection.rank import RELATIVE_ERROR, low_rank
+from onnxopt.inspection.rank import BLOCK, RELATIVE_ERROR, low_rank
 from onnxopt.inspection.record import Estimate
 from onnxopt.inspection.trials import Trial, tried
 from onnxopt.inspection.weights import Values
@@ -122,10 +122,14 @@ def _palettes(values: Mapping[int, Values]) -> Iterator[Estimate]:
 
 def _low_rank(model: Model) -> Iterator[Estimate]:
     found = low_rank(model)
-    if found.matrices:
-        part = f"{found.looked} of {found.candidates} matrices" if found.looked < found.candidates else ""
+    parts = [
+        f"{found.whole:,} of {found.candidates:,} matrices whole",
+        f"{found.blocks:,} by a block of {BLOCK} x {BLOCK}" if found.blocks else "",
+    ]
+    part = ", ".join(filter(None, parts)) if found.whole < found.candidates else ""
+    if found.matrices or part:
         noun = "matrix" if found.matrices == 1 else "matrices"
-        what = f"{found.matrices} {noun} of low rank at a relative error of {RELATIVE_ERROR:g}"
+        what = f"{found.matrices or 'no'} {noun} of low rank at a relative error of {RELATIVE_ERROR:g}"
         yield Estimate("low_rank", _installed(*_FACTORS), what, found.matrices, found.bytes, part)
 
 

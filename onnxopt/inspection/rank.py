@@ -16,22 +16,29 @@ from onnxopt.model import Model
 from onnxopt.quantization.storage import find_weights
 
 RELATIVE_ERROR = 1e-3
-# multiply-accumulates spent on all matrices together, about a second
-_BUDGET = 12e9
+# multiply-accumulates spent on all matrices together, about a second, and on one
+_BUDGET, _ONE = 12e9, 1e9
 # an eigenvalue decomposition costs about so many times the cube of the side
 _EIGEN = 10
+# of what is dearer, a block of so many rows and columns is looked at: a rank well below that shows in it
+BLOCK, _WELL_BELOW = 256, 0.75
+_BLOCK_COST = (1 + _EIGEN) * float(BLOCK) ** 3
 _SMALLEST_SIDE = 16
 _LAYERS = ("Conv", "Gemm", "MatMul")
 
 
 @dataclass(frozen=True)
 class LowRank:
-    """matrices: that two factors would store in less, of `looked` ones out of `candidates`. bytes: saved by that."""
+    """matrices: that two factors would store in less. bytes: saved by that. whole, blocks: matrices looked at that way.
+
+    candidates: matrices there are.
+    """
 
     matrices: int
-    looked: int
-    candidates: int
     bytes: int
+    whole: int
+    blocks: int
+    candidates: int
 
 
 def low_rank(model: Model) -> LowRank:
@@ -44,20 +51,38 @@ def low_rank(model: Model) -> LowRank:
         shape = _matrix(stored.node.op, data.shape, stored.node.attrs.get("group", 1))
         if shape is not None and min(shape) >= _SMALLEST_SIDE and data.uid not in found:
             found[data.uid] = data.array().reshape(shape), data.dtype.itemsize
-    spent, looked, matrices, saved = 0.0, 0, 0, 0
-    for matrix, width in sorted(found.values(), key=lambda entry: (-entry[0].size, entry[0].shape)):
-        short = min(matrix.shape)
-        cost = float(matrix.size) * short + _EIGEN * float(short) ** 3
-        if spent + cost > _BUDGET:
+    left, whole, blocks, matrices, saved = _BUDGET, 0, 0, 0, 0
+    ordered = sorted(found.values(), key=lambda entry: (-entry[0].size, entry[0].shape))
+    for at, (matrix, width) in enumerate(ordered):
+        cost, part = _cost(matrix), matrix
+        # what is left for each of those that follow is at least the cost of a block
+        if cost > min(_ONE, left - _BLOCK_COST * (len(ordered) - at - 1)):
+            part = _block(matrix)
+            cost = _cost(part)
+        if cost > left:
             continue
-        spent += cost
-        looked += 1
-        rank = rank_at(matrix, RELATIVE_ERROR)
+        left -= cost
+        whole, blocks = whole + (part is matrix), blocks + (part is not matrix)
+        rank = rank_at(part, RELATIVE_ERROR)
+        if part is not matrix and rank > _WELL_BELOW * min(part.shape):
+            continue
         gain = matrix.size - rank * sum(matrix.shape)
         if gain > 0:
             matrices += 1
             saved += gain * width
-    return LowRank(matrices, looked, len(found), saved)
+    return LowRank(matrices, saved, whole, blocks, len(found))
+
+
+def _cost(matrix: NDArray[Any]) -> float:
+    short = float(min(matrix.shape))
+    return float(matrix.size) * short + _EIGEN * short**3
+
+
+def _block(matrix: NDArray[Any]) -> NDArray[Any]:
+    """Rows and columns drawn at random, the same for equal shapes: regular ones might follow a pattern."""
+    drawn = np.random.default_rng(0)
+    rows, columns = (np.sort(drawn.permutation(size)[:BLOCK]) for size in matrix.shape)
+    return matrix[np.ix_(rows, columns)]
 
 
 def rank_at(matrix: NDArray[Any], error: float) -> int:

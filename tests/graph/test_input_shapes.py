@@ -88,6 +88,12 @@ def test_what_inference_cannot_tell_keeps_no_stale_number() -> None:
     assert changed.to_proto().graph.value_info[0].type.tensor_type.elem_type == 1
 
 
+def test_the_same_dims_change_nothing() -> None:
+    before = conv()
+    after = with_input_shapes(before, {"x": (None, 3, "H", None)})
+    assert after.to_proto().SerializeToString() == before.to_proto().SerializeToString()
+
+
 def test_an_input_without_a_shape_gets_one() -> None:
     source = proto("agraph (float x) => (float y) { y = Relu(x) }")
     for info in (source.graph.input[0], source.graph.output[0]):

@@ -129,7 +129,7 @@ def test_a_pass_that_fails_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_large_models_are_sampled_and_not_rewritten(monkeypatch: pytest.MonkeyPatch) -> None:
-    from onnxopt.inspection import trials, weights
+    from onnxopt.inspection import rank, trials, weights
 
     weight = normal(600, 1000)
     weight[::2] = 0
@@ -142,6 +142,9 @@ def test_large_models_are_sampled_and_not_rewritten(monkeypatch: pytest.MonkeyPa
     assert found["zeros"].sample == "262,144 of 600,000 elements"
     assert 0.4 < found["zeros"].count / 262_144 < 0.6
     assert found["duplicates"].what.startswith("not estimated: the model holds more than")
+    monkeypatch.setattr(rank, "_BUDGET", 1e6)
+    found = wins(inspect_model(load(source)))
+    assert (found["low_rank"].count, found["low_rank"].sample) == (0, "0 of 1 matrices whole")
 
 
 def test_distinct_values_are_bits() -> None:
@@ -175,8 +178,22 @@ def test_the_rank_is_that_of_the_best_approximation(shape: tuple[int, int]) -> N
         lost = [np.sqrt((singular[at:] ** 2).sum() / (singular**2).sum()) for at in (rank, max(rank - 1, 0))]
         assert lost[0] <= error
         assert rank == 0 or lost[1] > error
-    assert rank_at(np.zeros((4, 5)), 1e-3) == 0
+    assert rank_at(np.zeros((4, 5), np.float32), 1e-3) == 0
     assert rank_at(np.full((4, 5), np.nan), 1e-3) == 4
+
+
+def test_large_matrices_show_their_rank_in_a_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onnxopt.inspection import rank
+
+    thin = normal(300, 20, seed=1) @ normal(20, 400, seed=2)
+    text = "agraph (float[1,300] x) => (float[1,400] y) { h = MatMul(x, w) y = MatMul(h, v) }"
+    source = load(with_weights(proto(text), w=thin, v=normal(400, 400, seed=3)))
+    whole = rank.low_rank(source)
+    monkeypatch.setattr(rank, "_ONE", 1e6)
+    block = rank.low_rank(source)
+    assert (whole.matrices, whole.whole, whole.blocks) == (1, 2, 0)
+    assert (block.matrices, block.whole, block.blocks) == (1, 0, 2)
+    assert block.bytes == whole.bytes == (300 * 400 - 20 * 700) * 4
 
 
 def test_text_keeps_to_80_columns_and_json_holds_the_record() -> None:
