@@ -9,15 +9,13 @@ import numpy as np
 from onnxopt.graph import operators
 from onnxopt.inspection.rank import BLOCK, RELATIVE_ERROR, low_rank
 from onnxopt.inspection.record import Estimate
-from onnxopt.inspection.trials import Trial, tried
+from onnxopt.inspection.trials import Trial, installed, tried
 from onnxopt.inspection.weights import Values
 from onnxopt.model import Constant, Model, Node
-from onnxopt.passbase import names
 from onnxopt.quantization.storage import find_weights
 
-# passes of this or that name that would do it, the first installed one is told
-_PALETTES = ("palette", "palettize", "cluster")
-_FACTORS = ("low_rank", "factorize", "svd")
+# weights below this size are not stored as bitmasks
+_MASKED_FROM = 1024
 # from so many zeros on a share is worth telling
 _ZEROS_FROM = 0.01
 
@@ -40,17 +38,20 @@ def estimates(model: Model, values: Mapping[int, Values], *, trials: bool = True
 
 def _trials(model: Model) -> Iterator[Estimate]:
     told: tuple[tuple[str, tuple[str, ...], Callable[[Trial], str]], ...] = (
-        ("duplicates", ("dedup",), lambda trial: f"{_many(trial.count, 'weight')} equal to another, byte by byte"),
+        ("duplicates", ("dedup",), lambda trial: f"{_many(trial.count, 'weight')} that follow from another"),
         ("foldable", ("fold_constants",), lambda trial: f"{_many(trial.nodes, 'node')} that no input reaches"),
         ("fusable", ("fold_constants", "fuse_bn"), lambda trial: f"{_many(trial.count, 'BatchNormalization')} to fuse"),
         ("channels", ("fold_constants", "fuse_bn", "prune"), _channels),
+        ("simpler", ("simplify",), lambda trial: f"{_many(trial.nodes, 'node')} less"),
     )
     for kind, passes, what in told:
+        if not all(map(installed, passes)):
+            continue
         trial = tried(model, passes)
         if trial.failed:
             yield Estimate(kind, passes[-1], f"not estimated: {trial.failed}")
         elif trial.changes:
-            count = trial.nodes if kind == "foldable" else trial.count
+            count = trial.nodes if kind in ("foldable", "simpler") else trial.count
             yield Estimate(kind, passes[-1], what(trial), count, max(trial.bytes, 0))
 
 
@@ -70,14 +71,14 @@ def _unread(model: Model) -> Iterator[Estimate]:
         parts = [_many(len(unused), "weight") if unused else "", _many(nodes, "node") if nodes else ""]
         size = sum(constant.data.stored_nbytes for constant in unused)
         what = f"{' and '.join(filter(None, parts))} that nothing reads"
-        yield Estimate("unused", _installed("simplify"), what, nodes + len(unused), size)
+        yield Estimate("unused", _installed("simplify", "eliminate_dead_code"), what, nodes + len(unused), size)
 
 
 def _identities(model: Model) -> Iterator[Estimate]:
     count = sum(_does_nothing(node) for body in model.bodies() for node in body.nodes)
     if count:
         what = f"{_many(count, 'node')} whose output is {'its' if count == 1 else 'their'} input"
-        yield Estimate("identities", _installed("simplify"), what, count)
+        yield Estimate("identities", _installed("simplify", "eliminate_identity"), what, count)
 
 
 def _does_nothing(node: Node) -> bool:
@@ -106,8 +107,16 @@ def _zeros(values: Mapping[int, Values]) -> Iterator[Estimate]:
     looked = sum(seen.elements for seen in values.values())
     zeros = sum(seen.zeros for seen in values.values())
     if looked and zeros / looked >= _ZEROS_FROM:
-        what = f"{zeros / looked * 100:.1f} % of the weights are zero already"
-        yield Estimate("zeros", _installed("prune_weights"), what, zeros, None, _sample(values))
+        what = f"{zeros / looked * 100:.1f} % of the weights are zero: bitmasks and the others store them"
+        saved = sum(max(0, _masked(seen)) for seen in values.values())
+        yield Estimate("zeros", _installed("sparsify"), what, zeros, saved, _sample(values))
+
+
+def _masked(seen: Values) -> int:
+    """Bytes that a bit for each element and the values that are not zero would save, as far as a sample tells."""
+    data = seen.data
+    others = data.size * (1 - seen.zeros / seen.elements)
+    return int(data.nbytes - data.size / 8 - others * data.dtype.itemsize) if data.nbytes >= _MASKED_FROM else 0
 
 
 def _palettes(values: Mapping[int, Values]) -> Iterator[Estimate]:
@@ -117,7 +126,7 @@ def _palettes(values: Mapping[int, Values]) -> Iterator[Estimate]:
         widths = sorted({bits for _, bits in found})
         spread = f"{widths[0]} bits" if len(widths) == 1 else f"{widths[0]} to {widths[-1]} bits"
         what = f"{_many(len(found), 'weight')} of few values: {spread} an element lose nothing"
-        yield Estimate("palette", _installed(*_PALETTES), what, len(found), saved, _sample(values))
+        yield Estimate("palette", _installed("share"), what, len(found), saved, _sample(values))
 
 
 def _low_rank(model: Model) -> Iterator[Estimate]:
@@ -130,7 +139,7 @@ def _low_rank(model: Model) -> Iterator[Estimate]:
     if found.matrices or part:
         noun = "matrix" if found.matrices == 1 else "matrices"
         what = f"{found.matrices or 'no'} {noun} of low rank at a relative error of {RELATIVE_ERROR:g}"
-        yield Estimate("low_rank", _installed(*_FACTORS), what, found.matrices, found.bytes, part)
+        yield Estimate("low_rank", _installed("lowrank"), what, found.matrices, found.bytes, part)
 
 
 def _halves(values: Mapping[int, Values]) -> Iterator[Estimate]:
@@ -160,8 +169,7 @@ def _sample(values: Mapping[int, Values]) -> str:
 
 
 def _installed(*wanted: str) -> str:
-    known = names()
-    return next((name for name in wanted if name in known), "")
+    return next(filter(installed, wanted), "")
 
 
 def _many(number: int, noun: str) -> str:

@@ -76,8 +76,9 @@ class Estimate:
     """What one pass could win, estimated: nothing was proven.
 
     kind: "duplicates", "zeros", "palette", "low_rank", "channels", "foldable", "fusable", "identities", "unused",
-    "half" or "int8". pass_name: "" where no installed pass does it. bytes: of weights that could go; None where that is
-    not known. count: of what `what` names. sample: what part was looked at, "" for all. Not estimated: `what` says why.
+    "simpler", "half" or "int8". pass_name: "" where no installed pass does it. bytes: of weights that could go; None
+    where that is not known. count: of what `what` names. sample: what part was looked at, "" for all. Where nothing is
+    estimated, `what` says why.
     """
 
     kind: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from numpy.typing import NDArray
@@ -32,11 +33,24 @@ class Trial:
         return sum(change.count for change in self.changes)
 
 
+def installed(name: str) -> bool:
+    """Whether there is such a pass, or such a list of passes."""
+    return name in names() or name in _lists()
+
+
+def _lists() -> dict[str, EntryPoint]:
+    """Names that stand for several passes."""
+    return {entry.name: entry for entry in entry_points(group="onnxopt.pass_lists")}
+
+
+def _expanded(passes: Sequence[str]) -> list[str]:
+    """The passes, lists of several replaced by their members."""
+    lists = _lists()
+    return [each for name in passes for each in (lists[name].load() if name in lists else (name,))]
+
+
 def tried(model: Model, passes: Sequence[str]) -> Trial:
-    """Run installed passes one after the other on a copy of the model; what the last one did."""
-    missing = [name for name in passes if name not in names()]
-    if missing:
-        return Trial(failed=f"{missing[0]} is not installed")
+    """Run installed passes one after the other on a copy of the model; what the last one, or the last list, did."""
     if model.nbytes() > LARGEST:
         return Trial(failed=f"the model holds more than {LARGEST >> 30} GiB of weights")
     copy = model.clone().model
@@ -44,10 +58,10 @@ def tried(model: Model, passes: Sequence[str]) -> Trial:
         for name in passes[:-1]:
             _run(name, copy, model)
         nodes, held = copy.node_count(), copy.nbytes()
-        result = _run(passes[-1], copy, model)
+        changes = [change for name in _expanded(passes[-1:]) for change in _run(name, copy, model).changes]
     except Exception as error:  # noqa: BLE001  a pass may raise anything; an estimate fails no inspection
         return Trial(failed=" ".join(f"{type(error).__name__}: {error}".split())[:200])
-    return Trial(tuple(result.changes), nodes - copy.node_count(), held - copy.nbytes())
+    return Trial(tuple(changes), nodes - copy.node_count(), held - copy.nbytes())
 
 
 def folded(model: Model) -> Model | None:

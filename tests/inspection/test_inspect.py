@@ -37,6 +37,7 @@ def test_what_passes_could_win_is_what_they_win() -> None:
     assert found["low_rank"].count == 2  # the zero filters leave half of the rank of `conv`
     assert found["low_rank"].bytes == (16 * 64 - 2 * (16 + 64) + 16 * 27 - 8 * (16 + 27)) * 4
     assert found["zeros"].count == 8 * 27 + 16
+    assert found["zeros"].bytes == 16 * 27 * 4 - 16 * 27 // 8 - 8 * 27 * 4
     assert found["int8"].bytes is not None
     assert all(not each.sample for each in found.values())
 
