@@ -173,6 +173,8 @@ def optimize(
         progress("loading", 0, 0)
         reference = load(model, bounds)
         _check_opset(opset, reference)
+        if change:
+            _load_apart(reference, source, bounds)
         reference, changes = change.apply(reference)
         demands.check_outputs(reference)
         saved.check(reference)
@@ -254,8 +256,7 @@ def inspect(model: Source, *, limits: LimitsLike = "default", progress: Progress
     progress("running it in a process of its own", 0, 0)
     refused = ""
     try:
-        with Probe(loaded, source, bounds):
-            pass
+        _load_apart(loaded, source, bounds)
     except ModelError as error:
         refused = error.cause
     progress("looking at it", 0, 0)
@@ -372,6 +373,12 @@ def compare(
         Session(models[1], threads=threads),
         progress=lambda done, total: progress("comparing", done, total),
     )
+
+
+def _load_apart(model: Model, path: Path | None, limits: Limits) -> None:
+    """Infer shapes of a model from outside, and load it, in a process that may be killed, before that is done here."""
+    with Probe(model, path, limits):
+        pass
 
 
 def _check_opset(opset: int | None, model: Model) -> None:

@@ -42,7 +42,7 @@ def _trials(model: Model) -> Iterator[Estimate]:
         ("foldable", ("fold_constants",), lambda trial: f"{_many(trial.nodes, 'node')} that no input reaches"),
         ("fusable", ("fold_constants", "fuse_bn"), lambda trial: f"{_many(trial.count, 'BatchNormalization')} to fuse"),
         ("channels", ("fold_constants", "fuse_bn", "prune"), _channels),
-        ("simpler", ("simplify",), lambda trial: f"{_many(trial.nodes, 'node')} less"),
+        ("simpler", ("simplify",), lambda trial: f"{_many(trial.nodes, 'node')} that can go"),
     )
     for kind, passes, what in told:
         if not all(map(installed, passes)):
@@ -136,7 +136,7 @@ def _low_rank(model: Model) -> Iterator[Estimate]:
         f"{found.blocks:,} by a block of {BLOCK} x {BLOCK}" if found.blocks else "",
     ]
     part = ", ".join(filter(None, parts)) if found.whole < found.candidates else ""
-    if found.matrices or part:
+    if found.matrices or found.whole + found.blocks < found.candidates:
         noun = "matrix" if found.matrices == 1 else "matrices"
         what = f"{found.matrices or 'no'} {noun} of low rank at a relative error of {RELATIVE_ERROR:g}"
         yield Estimate("low_rank", _installed("lowrank"), what, found.matrices, found.bytes, part)

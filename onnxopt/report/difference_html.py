@@ -52,6 +52,7 @@ tbody tr:first-child td { border-top: 0; }
 th + th, td + td { padding-left: 0; }
 .number { text-align: right; white-space: nowrap; font-variant-numeric: tabular-nums; }
 .name, code { font: 13px/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
+.operator { white-space: nowrap; }
 .soft { color: var(--soft); }
 .mark { display: inline-block; min-width: 62px; text-align: center; padding: 0 8px; border-radius: 999px;
   font-size: 12px; line-height: 20px; white-space: nowrap; }
@@ -124,6 +125,7 @@ def _cards(found: Difference) -> str:
 
 
 def _card(title: str, before: str, after: str, change: str) -> str:
+    before, after = (text.replace(" ", "&nbsp;") for text in (before, after))
     value = before if before == after else f"{before}<i>&rarr;</i>{after}"
     return f'<div class="card"><b>{title}</b><em>{value}</em><small>{change}</small></div>'
 
@@ -193,19 +195,19 @@ def _operators(found: Difference) -> str:
             for role, number in zip(("plus", "minus", "edit"), numbers, strict=True)
             if number
         )
-        rows.append((escape(name), *signs, f'<div class="bar">{parts}</div>'))
+        rows.append((_operator(name), *signs, f'<div class="bar">{parts}</div>'))
     head = ("operator", "#added", "#removed", "#changed", "")
     return _section("Nodes by operator", len(rows), head, rows)
 
 
 def _node(node: NodeFacts) -> tuple[str, str, str]:
     reads = ", ".join(escape(name) for name in node.inputs if name)
-    return escape(node.operator), _name(node.name, "", node.body), f'<span class="name soft">{reads}</span>'
+    return _operator(node.operator), _name(node.name, "", node.body), f'<span class="name soft">{reads}</span>'
 
 
 def _changed_node(node: NodeEdit) -> tuple[str, ...]:
     edits = (f"{escape(edit.name)}: {_change(edit.before, edit.after)}" for edit in edits_of(node))
-    return escape(node.operator), _name(node.name, node.name_after, node.body), "<br>".join(edits)
+    return _operator(node.operator), _name(node.name, node.name_after, node.body), "<br>".join(edits)
 
 
 def _weight(weight: WeightFacts) -> tuple[str, str, str]:
@@ -227,6 +229,10 @@ def _name(name: str, after: str = "", body: str = "") -> str:
 def _change(before: str, after: str) -> str:
     parts = [f"<{tag}>{escape(text)}</{tag}>" for tag, text in (("del", before), ("ins", after)) if text]
     return " &rarr; ".join(parts) or '<span class="soft">nothing</span>'
+
+
+def _operator(name: str) -> str:
+    return f'<span class="operator">{escape(name)}</span>'
 
 
 def _mark(kind_: str) -> str:

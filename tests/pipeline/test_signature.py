@@ -8,9 +8,10 @@ import onnx
 import pytest
 
 from onnxopt import api
-from onnxopt.errors import UsageError
+from onnxopt.errors import LimitError, UsageError
 from onnxopt.pipeline.signature import SignatureChange, parse_shapes
 from onnxopt.report import Verdict
+from onnxopt.runtime import Probe
 from tests.pipeline.builders import CLASSES, HIDDEN, SIZE, bad, write_example
 
 
@@ -109,6 +110,23 @@ def test_opset_is_raised_first_and_proven(tmp_path: Path) -> None:
     assert "18 or more" in caught.value.remedy
     with pytest.raises(UsageError, match="out of range"):
         api.optimize(source, opset=99)
+
+
+def test_a_model_is_met_apart_before_shapes_are_inferred_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    model, _ = write_example(tmp_path)
+    met: list[str] = []
+
+    class Refusing(Probe):
+        def __enter__(self) -> Refusing:
+            met.append(self.name)
+            raise LimitError("too slow", "leave it")
+
+    monkeypatch.setattr(api, "Probe", Refusing)
+    monkeypatch.setattr(SignatureChange, "apply", lambda *_: pytest.fail("inferred before"))
+    for call in (lambda: api.optimize(model, input_shapes="x:1,12"), lambda: api.inspect(model)):
+        with pytest.raises(LimitError, match="too slow"):
+            call()
+    assert met == [str(model)] * 2
 
 
 def test_without_passes_and_changes_there_is_nothing_to_do(tmp_path: Path) -> None:
