@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from onnxopt.numerics.affine import SMALLEST_SCALE, FloatArray
+from onnxopt.numerics.feedback import Sweep
 
 Wide = npt.NDArray[np.float64]
 CodeArray = npt.NDArray[np.int8]
@@ -28,10 +29,6 @@ _SHARES = np.linspace(1.06, 0.5, 29)
 _SMALLEST_HALF = 2.0**-24  # subnormal
 # Elements that a search looks at together, so that what it computes stays in the cache.
 _TOGETHER = 1 << 18
-# Added to the diagonal of second moments, as a share of its mean, so that a factor exists (GPTQ: 1 %).
-DAMPING = 0.01
-# Inputs that are rounded before their errors go on to all later ones: a matrix product instead of many small updates.
-_LAZY = 128
 
 
 @dataclass(frozen=True)
@@ -153,34 +150,24 @@ def feedback_round(
     weights as they are by then. pair_limit: the largest same-sign sum that codes of inputs 2 j and 2 j + 1 may have
     (`saturation`). Inputs that were always zero round to nearest. Time R K^2, memory K^2 float64.
     """
-    left = np.array(matrix, np.float64)
-    rows, width = left.shape
+    rows, width = matrix.shape
     levels = scaling.levels
-    upper = inverse_factor(second, np.diagonal(second) <= 0)
-    spread = np.square(np.diagonal(upper))
+    sweep = Sweep(matrix[None], second[None])
+    spread = sweep.freedom[0]
     codes = np.zeros((rows, width), np.int8)
     chosen = np.ones((rows, -(-width // size)), np.float32) if scales is None else scales
-    for start in range(0, width, _LAZY):
-        stop = min(start + _LAZY, width)
-        errors = np.zeros((rows, stop - start))
-        for k in range(start, stop):
-            if scales is None and k % size == 0:
-                end = min(k + size, width)
-                settled = left[:, k:end].copy()
-                if end > stop:  # errors of this stretch that have not yet gone beyond it
-                    settled[:, stop - k :] -= errors[:, : k - start] @ upper[start:k, stop:end]
-                found = search_scales(settled[:, None], scaling, 1.0 / spread[None, None, k:end])
-                chosen[:, k // size] = found[:, 0]
-            scale = chosen[:, k // size].astype(np.float64)
-            rounded = levels.round(left[:, k] / scale)
-            if pair_limit is not None and k % 2:
-                before = codes[:, k - 1].astype(np.int64)
-                rounded = np.clip(rounded, np.maximum(-before, 0) - pair_limit, pair_limit - np.maximum(before, 0))
-            codes[:, k] = rounded
-            error = (left[:, k] - scale * rounded) / upper[k, k]
-            errors[:, k - start] = error
-            left[:, k + 1 : stop] -= np.outer(error, upper[k, k + 1 : stop])
-        left[:, stop:] -= errors @ upper[start:stop, stop:]
+    for k in range(width):
+        if scales is None and k % size == 0:
+            settled = sweep.ahead(min(k + size, width))[:, 0].T
+            found = search_scales(settled[:, None], scaling, 1.0 / spread[None, None, k : k + size])
+            chosen[:, k // size] = found[:, 0]
+        scale = chosen[:, k // size].astype(np.float64)
+        rounded = levels.round(sweep.column(k)[0] / scale)
+        if pair_limit is not None and k % 2:
+            before = codes[:, k - 1].astype(np.int64)
+            rounded = np.clip(rounded, np.maximum(-before, 0) - pair_limit, pair_limit - np.maximum(before, 0))
+        codes[:, k] = rounded
+        sweep.settle((scale * rounded)[None])
     return Blocks(codes, chosen, size)
 
 
@@ -253,19 +240,6 @@ def output_error(matrix: npt.NDArray[np.floating], rounded: npt.NDArray[np.float
     apart = exact - rounded
     power = float(np.einsum("rk,kj,rj->", exact, second, exact, optimize=True))
     return float(np.einsum("rk,kj,rj->", apart, second, apart, optimize=True)) / power if power > 0 else 0.0
-
-
-def inverse_factor(second: Wide, dead: npt.NDArray[np.bool_]) -> Wide:
-    """Upper triangular U with U^T U the inverse of the damped second moments (a Cholesky factor)."""
-    damped = np.array(second, np.float64)
-    diagonal = np.einsum("kk->k", damped)
-    mean = float(diagonal.mean()) or 1.0
-    diagonal[dead] = mean
-    diagonal += DAMPING * mean
-    # inverse by the factor of the matrix turned end for end: J H J = L L^T gives H^-1 = (J L^-1 J)^T (J L^-1 J)
-    lower = np.linalg.cholesky(damped[::-1, ::-1])
-    inverse = np.linalg.solve(lower, np.eye(len(lower)))
-    return np.ascontiguousarray(inverse[::-1, ::-1])
 
 
 def _cut(matrix: npt.NDArray[Any], size: int) -> npt.NDArray[Any]:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.numerics.blocks import DAMPING, Wide, inverse_factor
+from onnxopt.numerics.feedback import DAMPING, Wide, inverse_factor
 
 Mask: TypeAlias = npt.NDArray[np.bool_]
 Floats: TypeAlias = npt.NDArray[np.floating[Any]]

@@ -15,7 +15,6 @@ import numpy.typing as npt
 
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
-from onnxopt.numerics.affine import FloatArray
 
 # One input of one node, by its position.
 Place = tuple[Node, int]
@@ -50,7 +49,7 @@ class View:
         """K."""
         return self.grid[self.axis]
 
-    def matrix(self, weight: FloatArray) -> FloatArray:
+    def matrix(self, weight: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[R, K] of a weight of `shape`."""
         return np.moveaxis(weight.reshape(self.grid), self.axis, -1).reshape(-1, self.inputs)
 

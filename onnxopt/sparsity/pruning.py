@@ -8,20 +8,18 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration import Moments, Requests, Statistics
-from onnxopt.calibration.moments import affordable, second_moments
+from onnxopt.calibration import Requests, Statistics
 from onnxopt.graph import label
-from onnxopt.graph.biases import BiasSlot, bias_slot
 from onnxopt.graph.selection import Selection
-from onnxopt.model import Constant, Model, Node
+from onnxopt.model import Constant, Model
 from onnxopt.numerics.blocks import Wide, output_error
 from onnxopt.numerics.sparsity import Groups, Share, kept_by, lamp_scores, refitted, sparse_gpt, wanda_scores
 from onnxopt.passbase import Change, Context, PassResult, Skip
 from onnxopt.quantization.coded import left_as_quantized
+from onnxopt.quantization.layer_weights import RECURRENT, Known, LayerInputs, input_requests
 from onnxopt.quantization.layers import shared_tensors
-from onnxopt.quantization.storage import Stored
 from onnxopt.quantization.writer import QdqWriter
-from onnxopt.sparsity.weights import RECURRENT, Prunable, fed, find_prunable, has_gram
+from onnxopt.sparsity.weights import Prunable, find_prunable
 
 CRITERIA = ("auto", "magnitude", "wanda", "sparsegpt", "least_squares")
 _NAMED = 3  # nodes named in a note
@@ -70,10 +68,7 @@ def requests(model: Model, pruning: Pruning) -> Requests:
     if pruning.criterion == "magnitude" and not pruning.bias:
         return Requests()
     weights, _ = find_prunable(model, pruning.selection, pruning.depthwise)
-    main = [found for weight in weights for found in weight.readers if found.body is model.graph]
-    grams = dict.fromkeys(affordable(found.node for found in main if pruning.mends and has_gram(found)))
-    rest = [channels for found in main if found.node not in grams and (channels := fed(found)) is not None]
-    return Requests(grams=tuple(grams), channel_moments=tuple(dict.fromkeys(rest)))
+    return input_requests(model, weights, pruning.mends)
 
 
 def prune_weights(model: Model, context: Context, pruning: Pruning) -> PassResult:
@@ -85,14 +80,6 @@ def prune_weights(model: Model, context: Context, pruning: Pruning) -> PassResul
     run = _Run(model, pruning, context.statistics, skipped)
     run.prune(weights, context)
     return PassResult(run.changes, run.skipped, [*run.notes(), *notes])
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """What is known of what a weight multiplies. seconds: H of each part, or None; powers: its diagonal, [parts, K]."""
-
-    seconds: list[Wide] | None = None
-    powers: Wide | None = None
 
 
 @dataclass
@@ -107,7 +94,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self._writer = QdqWriter(self.model)
-        self._shared = shared_tensors(self.model)
+        self._inputs = LayerInputs(self.statistics, shared_tensors(self.model), self.pruning.bias)
         self._before = self._after = self._total = 0
         self._emptied: dict[str, tuple[int, int]] = {}
 
@@ -144,7 +131,7 @@ class _Run:
         """How much of each goes, if the smallest scores of all go (`lamp_scores`)."""
         scores = []
         for weight in weights:
-            matrix, known = weight.matrix(), self._known(weight, self._slots(weight))
+            matrix, known = weight.matrix(), self._inputs.known(weight, self._inputs.slots(weight))
             parts = enumerate(np.split(matrix, weight.parts))
             scores.append(lamp_scores(np.concatenate([self._scores(p, known, at)[0] for at, p in parts])).ravel())
         if not scores:
@@ -170,13 +157,13 @@ class _Run:
             reason = none if smallest.all() else f"{share:.1%} of it are zero already, as many as asked for"
             self.skipped.append(Skip(weight.place, reason))
             return
-        slots = self._slots(weight)
-        known = self._known(weight, slots)
+        slots = self._inputs.slots(weight)
+        known = self._inputs.known(weight, slots)
         made = [self._pruned(part, wanted, known, at) for at, part in enumerate(parts)]
         values = weight.stored(np.concatenate([found for found, _ in made]))
         how = " and ".join(dict.fromkeys(how for _, how in made))
         pruned = Prunable(Constant(weight.constant.name, values), weight.readers).matrix()
-        corrected = self._correct(weight, matrix - pruned, slots)
+        corrected = self._inputs.correct(self._writer, weight, matrix - pruned, slots)
         before, zeros = (int(each.size - np.count_nonzero(each)) for each in (matrix, pruned))
         pattern = f", {wanted.kept}:{wanted.of}" if isinstance(wanted, Groups) else ""
         detail = f"{zeros / matrix.size:.1%} of {matrix.size:,} zero{pattern}, {how}" + ", bias" * corrected
@@ -187,7 +174,7 @@ class _Run:
             self._emptied[label(weight.node)] = (int(gained[0]), int(gained[1]))
         weight.constant.values = values
 
-    def _pruned(self, part: Wide, wanted: Wanted, known: _Inputs, at: int) -> tuple[Wide, str]:
+    def _pruned(self, part: Wide, wanted: Wanted, known: Known, at: int) -> tuple[Wide, str]:
         """One part with its zeros, and how they were chosen: of what the criterion names that with the least error."""
         scores, how = self._scores(part, known, at)
         kept = _kept(scores, wanted)
@@ -205,67 +192,12 @@ class _Run:
                 found.append((refitted(part, swept, swept != 0, second), "SparseGPT and least squares"))
         return min(found, key=lambda made: output_error(part, made[0], second))
 
-    def _scores(self, part: Wide, known: _Inputs, at: int) -> tuple[Wide, str]:
+    def _scores(self, part: Wide, known: Known, at: int) -> tuple[Wide, str]:
         """What the smallest of go, and its name."""
         if known.powers is None or self.pruning.by_size:
             return np.abs(part), "magnitude"
         return wanda_scores(part, known.powers[at]), "Wanda"
 
-    def _slots(self, weight: Prunable) -> dict[Node, BiasSlot]:
-        """Where the mean part of the error of each reader can go."""
-        if not self.pruning.bias or self.statistics is None:
-            return {}
-        found = {each.node: bias_slot(each.node, self._shared) for each in weight.readers if each.at == 1}
-        return {node: slot for node, slot in found.items() if slot is not None and self._mean(weight, node) is not None}
-
-    def _known(self, weight: Prunable, slots: dict[Node, BiasSlot]) -> _Inputs:
-        if self.statistics is None:
-            return _Inputs()
-        order, readers = weight.order, [found.node for found in weight.readers]
-        seconds = second_moments(self.statistics, readers, slots)
-        if seconds is not None and (len(seconds), len(seconds[0])) == (weight.parts, len(order)):
-            turned = [np.asarray(second[np.ix_(order, order)]) for second in seconds]
-            return _Inputs(turned, np.array([np.diagonal(second) for second in turned]))
-        powers = []
-        for found in weight.readers:
-            moments = self._channel_moments(found)
-            if moments is not None:
-                power = moments.variance if found.node in slots else moments.mean_square
-                powers.append(_spread(power, weight))
-        return _Inputs(None, np.mean(powers, axis=0)) if powers else _Inputs()
-
-    def _mean(self, weight: Prunable, node: Node) -> Wide | None:
-        """E[x] of each part, [parts, K], of what the weight multiplies in one of its readers."""
-        assert self.statistics is not None
-        gram = self.statistics.gram(node)
-        if gram is not None:
-            return np.asarray(gram.mean[:, weight.order])
-        moments = self._channel_moments(next(found for found in weight.readers if found.node is node))
-        return None if moments is None else _spread(moments.mean, weight)
-
-    def _channel_moments(self, found: Stored) -> Moments | None:
-        channels = fed(found)
-        return None if channels is None or self.statistics is None else self.statistics.channel_moments(*channels)
-
-    def _correct(self, weight: Prunable, lost: Wide, slots: dict[Node, BiasSlot]) -> bool:
-        """Add what the mean inputs lose, lost E[x], to the readers' biases; whether there are any."""
-        bodies = {found.node: found.body for found in weight.readers}
-        for node, slot in slots.items():
-            mean = self._mean(weight, node)
-            assert mean is not None
-            parts = zip(np.split(lost, weight.parts), mean, strict=True)
-            amounts = np.concatenate([part @ middle for part, middle in parts])
-            bias = self._writer.constant(f"{weight.constant.name}_bias", slot.plus(amounts, weight.constant.dtype))
-            self._writer.set_input(slot.node, slot.at, bias, bodies[node])
-        return bool(slots)
-
 
 def _kept(scores: Wide, wanted: Wanted) -> npt.NDArray[np.bool_]:
     return np.asarray(scores > wanted.size) if isinstance(wanted, Threshold) else kept_by(scores, wanted)
-
-
-def _spread(channels: Wide, weight: Prunable) -> Wide:
-    """[parts, K] of figures of input channels, in the order of the weight's inputs."""
-    if weight.node.op != "Conv":
-        return channels[None]
-    return np.tile(channels.reshape(weight.parts, -1), int(np.prod(weight.constant.shape[2:])))

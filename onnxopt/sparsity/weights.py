@@ -4,51 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration.gram import patches_of
-from onnxopt.calibration.requests import Channels
 from onnxopt.graph import label
 from onnxopt.graph.selection import Selection
-from onnxopt.model import Constant, Model, Node, Variable
+from onnxopt.model import Constant, Model
 from onnxopt.numerics.blocks import Wide
 from onnxopt.numerics.saturation import Layout, gram_order
 from onnxopt.passbase import Skip
+from onnxopt.quantization.layer_weights import FLOATS, LayerWeight, place
 from onnxopt.quantization.storage import Stored, find_weights, places, weight_inputs
 
 # Elements below which a weight stays: zeros there save nothing, and small weights are those that hurt.
 SMALLEST = 256
-RECURRENT = ("LSTM", "GRU", "RNN")
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
 @dataclass(frozen=True, eq=False)
-class Prunable:
-    """A constant whose weights may go, and all that read it, in the same way.
-
-    Seen as a matrix [R, K]: R outputs, each a sum over K inputs, in the order in which N:M groups follow each other.
-    """
-
-    constant: Constant
-    readers: list[Stored]
-
-    @property
-    def node(self) -> Node:
-        """The first reader."""
-        return self.readers[0].node
-
-    @property
-    def place(self) -> str:
-        """How reports name it."""
-        return place(self.readers[0])
-
-    @property
-    def parts(self) -> int:
-        """Groups of a Conv, whose rows have second moments of their own."""
-        return int(self.node.attrs.get("group", 1)) if self.node.op == "Conv" else 1
+class Prunable(LayerWeight):
+    """A constant whose weights may go, with its K inputs in the order in which N:M groups follow each other."""
 
     @property
     def stretch(self) -> int:
@@ -65,16 +40,6 @@ class Prunable:
             return gram_order(self.constant.values, Layout.CONV)
         return np.arange(self.readers[0].view.inputs)
 
-    def matrix(self) -> Wide:
-        """[R, K] float64, rows of one group after those of another."""
-        return np.asarray(self.readers[0].view.matrix(self.constant.values).astype(np.float64)[:, self.order])
-
-    def stored(self, matrix: Wide) -> npt.NDArray[Any]:
-        """The constant's values from a matrix [R, K]."""
-        back = np.empty_like(matrix)
-        back[:, self.order] = matrix
-        return self.readers[0].view.back(back).astype(self.constant.dtype)
-
     def empty_channels(self, matrix: Wide) -> tuple[int, int]:
         """(output, input) channels without any weight."""
         outputs = int((~matrix.any(axis=1)).sum())
@@ -87,7 +52,7 @@ def find_prunable(model: Model, selection: Selection, depthwise: bool) -> tuple[
     readers: dict[Constant, list[Stored]] = {}
     skipped: list[Skip] = []
     for found in find_weights(model):
-        if str(found.weight.dtype) not in _FLOATS:
+        if str(found.weight.dtype) not in FLOATS:
             continue
         reason = selection.refuses(found.node) or _unfit(found, depthwise)
         if reason is None:
@@ -124,8 +89,7 @@ def _refusal(weight: Prunable) -> str | None:
     others = places(weight.constant) - {found.place for found in weight.readers}
     if others:
         return f"its weight is read by {min(label(node) for node, _ in others)} too, which is to stay as it is"
-    forms = {(found.view, Prunable(weight.constant, [found]).parts) for found in weight.readers}
-    if len(forms) > 1:
+    if not weight.has_one_form():
         return "its weight is read in different ways"
     values = weight.constant.values.astype(np.float64)
     if not np.isfinite(values).all():
@@ -141,28 +105,3 @@ def _in_functions(model: Model) -> Iterator[Skip]:
             held = [node.inputs[at] for at in weight_inputs(node) if at < len(node.inputs)]
             if any(isinstance(each, Constant) and each.data.size >= SMALLEST for each in held):
                 yield Skip(label(node), "it is in a local function, which several callers share")
-
-
-def has_gram(found: Stored) -> bool:
-    """Whether rows of the input times the weight are what the layer computes (`onnxopt.calibration.gram`)."""
-    is_layer = found.node.op in ("Conv", "Gemm") or (found.node.op == "MatMul" and found.at == 1)
-    return is_layer and len(found.view.grid) == 2 and not isinstance(patches_of(found.node), str)
-
-
-def fed(found: Stored) -> Channels | None:
-    """The tensor of the main graph whose channels a weight multiplies, and their axis."""
-    node, source, axis = found.node, found.node.inputs[0], -1
-    if node.op in ("Conv", "ConvTranspose"):
-        axis = 1
-    elif node.op == "MatMul" and found.at == 0:
-        source, axis = node.inputs[1], -2
-    elif node.op == "Gemm" and node.attrs.get("transA", 0):
-        axis = 0
-    if not isinstance(source, Variable) or (node.op in RECURRENT and found.at != 1):
-        return None
-    return source, axis
-
-
-def place(found: Stored) -> str:
-    """How reports name one input of one node."""
-    return f"{label(found.node)}, weight {found.weight.name}"

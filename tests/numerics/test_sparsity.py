@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from onnxopt.numerics.blocks import DAMPING, output_error
+from onnxopt.numerics.blocks import output_error
+from onnxopt.numerics.feedback import DAMPING
 from onnxopt.numerics.sparsity import (
     Groups,
     Mask,
