@@ -102,6 +102,15 @@ def test_every_example_of_sparsity_is_a_pass_list() -> None:
     assert {"sparsity", "pattern", "threshold", "relative", "scope", "criterion"} <= asked
 
 
+def test_every_example_of_share_is_a_pass_list_and_every_option_has_one() -> None:
+    text = (ROOT / "docs" / "compression.md").read_text()
+    examples = re.findall(r"`(share:[^`]*|prune_weights[^`]*share)`", text)
+    asked = {option for example in examples for option in re.findall(r"[:{](\w+)=", example)}
+    for example in examples:
+        assert canonical(parse(canonical(parse(example)))) == canonical(parse(example))
+    assert {item.name for item in lookup("share").options()} <= asked | {"only"}
+
+
 def test_every_example_of_pruning_runs_and_every_option_has_one() -> None:
     text = (ROOT / "docs" / "pruning.md").read_text()
     examples = re.findall(r"`(prune[:{][^`]*)`", text)
