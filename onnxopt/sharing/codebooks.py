@@ -137,7 +137,7 @@ def group_count(found: Shareable, form: Form) -> int:
     if not group:
         indices = int(constant.data.size) * int(form.entries - 1).bit_length() / 8
         room = _OVERHEAD * indices - _OFFSET * outputs
-        group = outputs // max(1, int(room) // (form.entries * constant.dtype.itemsize))
+        group = max(1, outputs // max(1, int(room) // (form.entries * constant.dtype.itemsize)))
     if group >= outputs:
         return 1
     return outputs // next(run for run in range(group, outputs + 1) if outputs % run == 0)

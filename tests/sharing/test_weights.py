@@ -73,5 +73,7 @@ def test_codebooks_serve_equal_runs_of_outputs_and_take_few_bytes() -> None:
         groups = group_count(wide, Form(1 << bits))
         assert groups > 1
         assert groups * 4 * 2**bits + 4 * 96 <= 0.05 * 512 * 96 * bits / 8
+    [few], _ = found("g (float[n, 40000] x) => (float[n, 3] y) { y = MatMul(x, w) }", w=normal(40000, 3))
+    assert group_count(few, Form(16)) == 3
     [narrow], _ = found("g (float[n, 9] x) => (float[n, 960] y) { y = MatMul(x, w) }", w=normal(9, 960))
     assert group_count(narrow, Form(16)) == 1
