@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
-from onnxopt.encoding import Form, Masked, Sparse, described, smallest, store
+from onnxopt.encoding import Form, Masked, MaskedPalette, Sparse, described, smallest, store
 from onnxopt.encoding.forms import MOST_MASKED, nonzero
 from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.graph.selection import Selection
@@ -62,7 +62,7 @@ class Sparsify(Pass):
         wanted: dict[Constant, Form] = {}
         for constant in self._candidates(model, skipped):
             form = smallest(constant.data, palette=True, mask="bitmask" in self.forms, sparse="sparse" in self.forms)
-            if isinstance(form, (Masked, Sparse)):
+            if isinstance(form, (Masked, MaskedPalette, Sparse)):
                 wanted[constant] = form
             else:
                 skipped.append(Skip(constant.name, self._too_dense(constant, form)))
@@ -106,7 +106,7 @@ class Sparsify(Pass):
 
 def _notes(done: dict[Constant, Form]) -> list[str]:
     notes = []
-    masked = [form.mask.size for form in done.values() if isinstance(form, Masked)]
+    masked = [form.mask.size for form in done.values() if isinstance(form, (Masked, MaskedPalette))]
     if masked:
         most = _UNPACKING * max(masked) / 1e6
         notes.append(

@@ -5,6 +5,7 @@
       groups    Gather(codebooks, Add(Cast(codes), offsets))
       vectors   Reshape(Gather(codebook [entries, width], ...))
     bitmask     Reshape(Gather([0, values], Mul(CumSum(bits), bits)))
+      codes     a palette whose codes are computed so, from those that are not 0
 
 Nothing here computes with floats: values are moved, and what is computed are integers. So the tensor is equal bit for
 bit.
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from onnxopt.encoding.forms import Masked, Palette
+from onnxopt.encoding.forms import Masked, MaskedPalette, Palette
 from onnxopt.encoding.packing import native, pack, parts
 from onnxopt.graph import Names
 from onnxopt.graph.operators import opset_of
@@ -30,12 +31,14 @@ PACKED_OPSET = 11
 _RESHAPE_OPSET = 5
 
 Source = Variable | Constant
+# The forms that are written as nodes.
+Nodes = Palette | Masked | MaskedPalette
 
 
-def obstacle(form: Palette | Masked, opset: int) -> str | None:
+def obstacle(form: Nodes, opset: int) -> str | None:
     """Why a form can't be written in an operator set, None where it can."""
     kind, needed = "a palette", 1
-    if isinstance(form, Masked):
+    if isinstance(form, (Masked, MaskedPalette)):
         kind, needed = "a bitmask", PACKED_OPSET
     elif form.width > 1:
         kind, needed = "a palette of vectors", _RESHAPE_OPSET
@@ -52,13 +55,18 @@ class Chains:
         self._names = Names(model)
         self._shared: dict[tuple[int, bytes, bytes, bytes], Constant] = {}
 
-    def write(self, constant: Constant, form: Palette | Masked, body: Graph) -> list[Node]:
+    def write(self, constant: Constant, form: Nodes, body: Graph) -> list[Node]:
         """Nodes for `body` whose last one makes the values of `constant`; every reader reads them from there on.
 
         The tensor keeps the constant's name. The caller puts the nodes where they belong.
         """
         nodes = _Nodes(self, constant.name, body, (opset_of(body), self._model.ir_version))
-        made = nodes.palette(form) if isinstance(form, Palette) else nodes.masked(form)
+        if isinstance(form, Masked):
+            made = nodes.masked(form)
+        elif isinstance(form, Palette):
+            made = nodes.palette(form)
+        else:
+            made = nodes.palette(form.palette, masked=True)
         made.name = constant.name
         made.dtype, made.shape = constant.dtype, list(constant.shape)
         return nodes.made
@@ -91,10 +99,9 @@ class _Nodes:
         self.opset, self.ir_version = versions
         self.made: list[Node] = []
 
-    def palette(self, form: Palette) -> Variable:
-        """Makes the tensor of a palette."""
-        shape = form.indices.shape
-        indices: Source = self._codes(form, shape)
+    def palette(self, form: Palette, masked: bool = False) -> Variable:
+        """Makes the tensor of a palette. masked: of its indices only those that are not 0 are stored."""
+        indices: Source = self._masked_codes(form) if masked else self._codes(form.indices, form.bits)
         if form.groups > 1:
             offsets = self.chains.shared(self.body, f"{self.base}_offsets", form.offsets)
             indices = self._node("Add", [indices, offsets], "places")
@@ -105,30 +112,33 @@ class _Nodes:
 
     def masked(self, form: Masked) -> Variable:
         """Makes the tensor of a mask and the values that it keeps."""
-        bits = self._node("Cast", [self._unpacked(form.mask.view(np.uint8), 1, "mask")], "bits", to=_INT32)
-        zero = self._shared("axis", np.array(0, np.int64))
-        counted = self._node("CumSum", [bits, zero], "counted")
-        places = self._node("Mul", [counted, bits], "kept")
-        found = self._node("Gather", [self._kept(form), places], "spread", axis=0)
-        return self._reshape(found, form.shape, "decoded")
-
-    def _kept(self, form: Masked) -> Source:
-        """The kept values behind a zero, which is what the place 0 stands for."""
-        if isinstance(form.kept, Palette):
-            zero = self._shared("zero", np.zeros(1, form.kept.codebook.dtype))
-            return self._node("Concat", [zero, self.palette(form.kept)], "values", axis=0)
         values = np.concatenate([np.zeros(1, form.kept.dtype), form.kept])
-        return self.chains.constant(f"{self.base}_values", values)
+        return self._spread(form.mask, self.chains.constant(f"{self.base}_values", values), form.shape)
 
-    def _codes(self, form: Palette, shape: Sequence[int]) -> Source:
-        """The indices as int32 of `shape`."""
-        widths = parts(form.bits) if self.opset >= PACKED_OPSET else (8,)
+    def _masked_codes(self, form: Palette) -> Source:
+        """The indices as int32, from a mask and those that are not 0."""
+        mask = form.indices.reshape(-1) != 0
+        kept = self._codes(form.indices.reshape(-1)[mask], form.bits)
+        zero = self._shared("zero", np.zeros(1, np.int32))
+        return self._spread(mask, self._node("Concat", [zero, kept], "kept", axis=0), form.indices.shape)
+
+    def _spread(self, mask: Any, kept: Source, shape: Sequence[int]) -> Variable:
+        """A tensor of `shape`: elements of `kept` where the mask is set, and the zero in front of them elsewhere."""
+        bits = self._node("Cast", [self._unpacked(mask.view(np.uint8), 1, "mask")], "bits", to=_INT32)
+        counted = self._node("CumSum", [bits, self._shared("axis", np.array(0, np.int64))], "counted")
+        places = self._node("Mul", [counted, bits], "places")
+        found = self._node("Gather", [kept, places], "spread", axis=0)
+        return self._reshape(found, tuple(shape), "decoded")
+
+    def _codes(self, indices: Any, bits: int) -> Source:
+        """Indices as int32."""
+        widths = parts(bits) if self.opset >= PACKED_OPSET else (8,)
         below = sum(widths)
         total: Source | None = None
         for width in widths:
             below -= width
-            codes = (form.indices >> below).astype(np.uint8) & np.uint8((1 << width) - 1)
-            part: Source = self._part(codes, width, shape)
+            codes = (indices >> below).astype(np.uint8) & np.uint8((1 << width) - 1)
+            part: Source = self._part(codes, width, indices.shape)
             part = self._node("Cast", [part], "indices", to=_INT32)
             if below:
                 part = self._node("Mul", [part, self._shared("weight", np.array(1 << below, np.int32))], "raised")

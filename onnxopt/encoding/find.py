@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.encoding.forms import MOST_MASKED, NODE_BYTES, AnyArray, Form, Masked, Palette, Sparse, as_bits, nonzero
+from onnxopt.encoding.forms import MOST_MASKED, AnyArray, Form, Masked, MaskedPalette, Palette, Sparse, as_bits, nonzero
 from onnxopt.encoding.packing import bits_for
 from onnxopt.model.tensor_data import PACKED_BITS
 
@@ -61,13 +61,10 @@ def find_channel_palette(values: AnyArray, axis: int, most: int = _CHANNEL_ENTRI
     return Palette(values.shape, axis, codebook.view(values.dtype)[..., None], np.ascontiguousarray(indices))
 
 
-def find_mask(values: AnyArray, palette: bool) -> Masked:
-    """The bitmask of a tensor. palette: of the values that are kept too, where they are few and that is smaller."""
+def find_mask(values: AnyArray) -> Masked:
+    """The bitmask of a tensor with the values that are not zero."""
     mask = nonzero(values).reshape(-1)
-    kept = np.ascontiguousarray(values).reshape(-1)[mask]
-    found = find_palette(kept) if palette else None
-    smaller = found is not None and found.nbytes + NODE_BYTES < kept.nbytes
-    return Masked(values.shape, mask, found if smaller and found is not None else kept)
+    return Masked(values.shape, mask, np.ascontiguousarray(values).reshape(-1)[mask])
 
 
 def _distinct(bits: npt.NDArray[Any], most: int) -> npt.NDArray[Any] | None:
@@ -89,14 +86,21 @@ def forms(values: AnyArray, *, palette: bool, mask: bool, sparse: bool = False) 
     zeros = (mask or sparse) and not nonzero(values).all()
     if sparse and zeros:
         yield Sparse(values)
-    if palette:
-        whole = find_palette(values)
-        if whole is not None and whole.bits < 8 * values.dtype.itemsize:
-            yield whole
-        for axis in range(min(values.ndim, 2)) if values.ndim > 1 else ():
-            if whole is None or whole.bits > bits_for(2):
-                own = find_channel_palette(values, axis)
-                if own is not None:
-                    yield own
     if mask and zeros and values.size <= MOST_MASKED:
-        yield find_mask(values, palette)
+        yield find_mask(values)
+    for found in _palettes(values) if palette else ():
+        yield found
+        if mask and values.size <= MOST_MASKED:
+            yield MaskedPalette.of(found)
+
+
+def _palettes(values: AnyArray) -> Iterator[Palette]:
+    whole = find_palette(values)
+    if whole is not None and whole.bits < 8 * values.dtype.itemsize:
+        yield whole
+    if values.ndim < 2 or (whole is not None and whole.bits <= bits_for(2)):
+        return
+    for axis in range(2):
+        own = find_channel_palette(values, axis)
+        if own is not None:
+            yield own

@@ -101,33 +101,79 @@ class Palette:
 class Masked:
     """A tensor as one bit for each element, and the values of those whose bits are not all zero (-0.0 is kept).
 
-    kept: these values in C order [n], or a palette of them.
+    kept: these values in C order [n].
     """
 
     shape: tuple[int, ...]
     mask: npt.NDArray[np.bool_]
-    kept: AnyArray | Palette
-
-    @property
-    def density(self) -> float:
-        """Share of the elements that are kept."""
-        return float(self.mask.mean()) if self.mask.size else 0.0
-
-    @cached_property
-    def _kept_nbytes(self) -> int:
-        return self.kept.nbytes + NODE_BYTES if isinstance(self.kept, Palette) else int(self.kept.nbytes)
+    kept: AnyArray
 
     @property
     def nbytes(self) -> int:
         """About the bytes in a file: bits, kept values and nodes."""
-        return -(-self.mask.size // 8) + self._kept_nbytes + 9 * NODE_BYTES
+        return -(-self.mask.size // 8) + int(self.kept.nbytes) + 9 * NODE_BYTES
+
+    @property
+    def density(self) -> float:
+        """Share of the elements that are kept."""
+        return self.kept.size / max(1, self.mask.size)
 
     def values(self) -> AnyArray:
         """The tensor, bit for bit what the stored form gives."""
-        kept = self.kept.values() if isinstance(self.kept, Palette) else self.kept
-        flat = np.zeros(self.mask.size, kept.dtype)
-        flat[self.mask] = kept
+        flat = np.zeros(self.mask.size, self.kept.dtype)
+        flat[self.mask] = self.kept
         return flat.reshape(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class MaskedPalette:
+    """A palette whose indices are stored as one bit each, and those that are not 0 by themselves.
+
+    It is smaller than the palette where many indices are 0: the zeros of a sparse tensor, or any common value.
+    """
+
+    palette: Palette
+
+    @classmethod
+    def of(cls, palette: Palette) -> MaskedPalette:
+        """The form of a palette whose entries are put in another order: the most common one of each group first."""
+        groups, entries, _ = palette.codebook.shape
+        cut = palette.indices if groups == 1 else np.moveaxis(palette.indices, palette.axis, 0)
+        codes = cut.reshape(groups, -1)
+        first = np.array([np.bincount(row, minlength=entries).argmax() for row in codes])
+        order = np.tile(np.arange(entries), (groups, 1))
+        order[np.arange(groups), first] = 0
+        order[:, 0] = first
+        swapped = np.take_along_axis(order.astype(palette.indices.dtype), codes.astype(np.int64), 1).reshape(cut.shape)
+        indices = swapped if groups == 1 else np.moveaxis(swapped, 0, palette.axis)
+        codebook = np.take_along_axis(palette.codebook, order[..., None], 1)
+        return cls(Palette(palette.shape, palette.axis, codebook, np.ascontiguousarray(indices)))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.palette.shape
+
+    @property
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Which indices are stored, in C order."""
+        return np.asarray(self.palette.indices.reshape(-1) != 0)
+
+    @property
+    def density(self) -> float:
+        """Share of the indices that are stored."""
+        return float(self.mask.mean()) if self.palette.indices.size else 0.0
+
+    @cached_property
+    def nbytes(self) -> int:
+        """About the bytes in a file: bits, indices that are not 0, codebooks and nodes."""
+        count, bits = self.palette.indices.size, self.palette.bits
+        saved = packed_nbytes(count, bits) - packed_nbytes(int(self.mask.sum()), bits)
+        return self.palette.nbytes - saved + -(-count // 8) + 9 * NODE_BYTES
+
+    def values(self) -> AnyArray:
+        """The tensor, bit for bit what the stored form gives."""
+        return self.palette.values()
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +205,7 @@ class Sparse:
         )
 
 
-Form = Palette | Masked | Sparse
+Form = Palette | Masked | MaskedPalette | Sparse
 
 
 def as_bits(values: AnyArray) -> npt.NDArray[np.unsignedinteger[Any]]:

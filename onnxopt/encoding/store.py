@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxopt.encoding.chain import Chains, obstacle
-from onnxopt.encoding.forms import Form, Masked, Palette, Sparse
+from onnxopt.encoding.forms import Form, Masked, MaskedPalette, Sparse
 from onnxopt.graph import replace_inputs
 from onnxopt.graph.operators import opset_of
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
@@ -104,8 +104,9 @@ def described(form: Form) -> str:
     if isinstance(form, Sparse):
         return "a sparse initializer"
     if isinstance(form, Masked):
-        inner = f", these as {described(form.kept)}" if isinstance(form.kept, Palette) else ""
-        return f"a bitmask and {form.density:.0%} of the values{inner}"
+        return f"a bitmask and {form.density:.0%} of the values"
+    if isinstance(form, MaskedPalette):
+        return f"{described(form.palette)}, a bitmask and {form.density:.0%} of the indices"
     groups = f" for each of {form.groups} groups" if form.groups > 1 else ""
     width = f" of {form.width} values" if form.width > 1 else ""
     return f"a palette of {form.entries} entries{width}{groups}"

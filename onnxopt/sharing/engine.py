@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxopt.calibration import Requests
-from onnxopt.encoding import Masked, Palette, Stored, described, find_mask, find_palette, smallest, store
+from onnxopt.encoding import MaskedPalette, Palette, Stored, described, find_palette, smallest, store
+from onnxopt.encoding.forms import MOST_MASKED
 from onnxopt.graph.biases import BiasSlot
 from onnxopt.graph.selection import Selection
 from onnxopt.model import Model, Node
@@ -23,7 +24,7 @@ from onnxopt.sharing.tying import tie
 from onnxopt.sharing.weights import Shareable, find_shareable, finite
 
 FINE_BITS = 8
-_DENSE = 0.75  # of the weights are not zero: with more a bitmask is not tried
+_MASKED_WORTH = 0.9  # of the bytes of a palette, which a bitmask of its indices has to come below
 _WORTH = 0.75  # of the bytes of floats: more than that is not worth 8 bits
 
 
@@ -245,10 +246,12 @@ def _least_bytes(found: Shareable, form: Form) -> int:
     return -(-int(constant.data.size) // width * bits // 8) + form.entries * width * int(constant.dtype.itemsize)
 
 
-def _mask(palette: Palette) -> Masked | None:
-    """The bitmask of the zeros with the other values, where that takes less than the palette."""
-    values = palette.values()
-    if np.count_nonzero(values) > _DENSE * values.size:
+def _mask(palette: Palette) -> MaskedPalette | None:
+    """The palette with a bitmask of its most common indices, where that takes clearly less than without.
+
+    Unpacking one takes time and memory when the model is loaded.
+    """
+    if palette.indices.size > MOST_MASKED:
         return None
-    mask = find_mask(values, palette=True)
-    return mask if mask.nbytes < palette.nbytes else None
+    masked = MaskedPalette.of(palette)
+    return masked if masked.nbytes < _MASKED_WORTH * palette.nbytes else None

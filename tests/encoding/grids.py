@@ -11,7 +11,7 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from onnxopt.encoding import Masked, Palette, Sparse, find_mask
+from onnxopt.encoding import Form, MaskedPalette, Palette, Sparse, find_mask
 from onnxopt.model import Constant, Model, load
 
 Array = npt.NDArray[Any]
@@ -22,29 +22,31 @@ LEVELS = (
     ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
     ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
 )
-FORMS = ("whole", "rows", "columns", "vectors", "mask", "mask of a palette", "sparse")
+FORMS = ("whole", "rows", "columns", "vectors", "mask", "masked palette", "masked rows", "masked vectors", "sparse")
 
 
-def form(kind: str, bits: int = 4, dtype: npt.DTypeLike = np.float32, seed: int = 0) -> Palette | Masked | Sparse:
+def form(kind: str, bits: int = 4, dtype: npt.DTypeLike = np.float32, seed: int = 0) -> Form:
     """A form of a tensor [48, 64]."""
     rng = np.random.default_rng(seed)
     entries = 1 << bits
     codebook = rng.normal(size=(6, entries, 4)).astype(dtype)
     codes = rng.integers(0, entries, SHAPE).astype(np.uint8)
-    if kind == "whole":
-        return Palette(SHAPE, 0, codebook[:1, :, :1].copy(), codes)
-    if kind == "rows":
-        return Palette(SHAPE, 0, codebook[:, :, :1].copy(), codes)
-    if kind == "columns":
-        return Palette(SHAPE, 1, codebook[:4, :, :1].copy(), codes)
-    if kind == "vectors":
-        return Palette(SHAPE, 0, codebook, codes[:, :16].copy())
+    if kind.startswith("masked"):  # 3, or 1 of two, is the common index
+        codes[rng.random(SHAPE) < 0.85] = min(3, entries - 1)
+        return MaskedPalette.of(_palette(kind.removeprefix("masked "), codebook, codes))
+    if kind not in ("mask", "sparse"):
+        return _palette(kind, codebook, codes)
     values = rng.normal(size=SHAPE).astype(dtype)
-    if kind == "mask of a palette":
-        values = codebook[0, :, 0][codes]
     values[rng.random(SHAPE) < 0.85] = 0
     values[0, 0] = -0.0
-    return Sparse(values) if kind == "sparse" else find_mask(values, kind == "mask of a palette")
+    return Sparse(values) if kind == "sparse" else find_mask(values)
+
+
+def _palette(kind: str, codebook: Array, codes: Array) -> Palette:
+    if kind == "vectors":
+        return Palette(SHAPE, 0, codebook, codes[:, :16].copy())
+    groups, axis = {"whole": (1, 0), "palette": (1, 0), "rows": (6, 0), "columns": (4, 1)}[kind]
+    return Palette(SHAPE, axis, codebook[:groups, :, :1].copy(), codes)
 
 
 def model_of(weight: Array, opset: int = 17, ir_version: int = 8) -> Model:

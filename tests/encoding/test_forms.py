@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from onnxopt.encoding import Masked, Palette, find_channel_palette, find_mask, find_palette, smallest
+from onnxopt.encoding import Masked, MaskedPalette, Palette, find_channel_palette, find_mask, find_palette, smallest
 from onnxopt.encoding.packing import bits_for, native, pack, packed_nbytes, parts
 from onnxopt.model import TensorData
 from tests.encoding.grids import NARROW, Array, same_bits
@@ -65,7 +65,7 @@ def test_zeros_of_either_sign_and_nans_are_values_of_their_own() -> None:
     assert found is not None
     assert found.entries == 5
     assert same_bits(found.values(), values)
-    masked = find_mask(values, palette=False)
+    masked = find_mask(values)
     assert masked.density == pytest.approx(4 / 6)  # 0.0 twice in six
     assert same_bits(masked.values(), values)
 
@@ -93,7 +93,10 @@ def test_masks_keep_every_bit(seed: int, density: float, coarse: bool, dtype: np
     rng = np.random.default_rng(seed)
     values = (rng.integers(-5, 6, (17, 13)) if coarse else rng.normal(0, 30, (17, 13))).astype(dtype)
     values[rng.random(values.shape) >= density] = 0
-    assert same_bits(find_mask(values, palette=coarse).values(), values)
+    assert same_bits(find_mask(values).values(), values)
+    found = find_palette(values)
+    if found is not None:
+        assert same_bits(MaskedPalette.of(found).values(), values)
 
 
 def test_the_smallest_form_is_taken_and_none_where_nothing_is_saved() -> None:
@@ -120,3 +123,30 @@ def test_a_palette_refuses_what_does_not_fit() -> None:
         Palette((3, 4), 0, codebook, np.zeros((3, 4), np.uint8))
     with pytest.raises(ValueError, match="do not divide"):
         Palette((3, 4), 0, np.zeros((2, 4, 1), np.float32), np.zeros((3, 4), np.uint8))
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_the_most_common_entry_of_each_group_is_first(axis: int) -> None:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 8, (12, 20)).astype(np.uint8)
+    common = rng.integers(0, 8, 4)
+    often = np.repeat(common, 12 // 4 if axis == 0 else 20 // 4)
+    codes = np.where(rng.random(codes.shape) < 0.6, often[:, None] if axis == 0 else often[None], codes).astype(
+        np.uint8
+    )
+    palette = Palette(codes.shape, axis, rng.normal(size=(4, 8, 1)).astype(np.float32), codes)
+    masked = MaskedPalette.of(palette)
+    assert same_bits(masked.values(), palette.values())
+    assert masked.density < 0.5
+    assert np.array_equal(masked.palette.codebook[:, 0, 0], palette.codebook[np.arange(4), common, 0])
+
+
+def test_a_bitmask_of_indices_is_taken_where_one_is_common() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=16).astype(np.float32)[rng.integers(0, 16, (64, 64))]
+    values[rng.random(values.shape) < 0.7] = 0.5
+    data = TensorData.from_array(values)
+    found = smallest(data, palette=True, mask=True)
+    assert isinstance(found, MaskedPalette)
+    assert isinstance(smallest(data, palette=True, mask=False), Palette)
+    assert same_bits(found.values(), values)

@@ -41,7 +41,7 @@ def test_every_form_computes_the_same_bits(kind: str, opset: int, ir_version: in
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-@pytest.mark.parametrize("kind", ["whole", "rows", "mask", "mask of a palette"])
+@pytest.mark.parametrize("kind", ["whole", "rows", "mask", "masked palette"])
 def test_narrow_types_are_stored_too(dtype: npt.DTypeLike, kind: str) -> None:
     wanted = form(kind, 2, dtype)
     model = model_of(wanted.values())
@@ -104,5 +104,5 @@ def test_weights_of_one_content_share_one_form() -> None:
 
 def test_masks_and_vectors_need_their_operator_sets() -> None:
     values: Array = form("mask").values()
-    assert "operator set 11" in str(stored(model_of(values, 9, 5), find_mask(values, palette=False)))
+    assert "operator set 11" in str(stored(model_of(values, 9, 5), find_mask(values)))
     assert "IR version 6" in str(stored(model_of(values, 9, 5), form("sparse")))
