@@ -17,11 +17,14 @@ from functools import cached_property
 
 import numpy as np
 
+from onnxopt.calibration.channels import Moments, Source, gather
+from onnxopt.calibration.elements import seen_sizes
 from onnxopt.graph import remove_dead
 from onnxopt.graph.axes import AxisMaps, Product
 from onnxopt.graph.axes.axis import Floats, Ints
 from onnxopt.graph.channels import Plan, frozen_reasons, remove
 from onnxopt.graph.edit import label
+from onnxopt.graph.judged import is_float, judged, judged_error, judged_outputs
 from onnxopt.graph.selection import Selection
 from onnxopt.model import Model, Variable
 from onnxopt.passbase import Change, Context, Skip
@@ -29,13 +32,11 @@ from onnxopt.pruning.curves import Curve, Step, allowed_counts, path, removed
 from onnxopt.pruning.fit import MEAN_FOLD, NOTHING, REFIT, Fitting
 from onnxopt.pruning.gradients import fisher
 from onnxopt.pruning.groups import Group, find_groups
-from onnxopt.pruning.judged import is_float, judged, judged_error, judged_outputs
 from onnxopt.pruning.maps import channel_maps
-from onnxopt.pruning.moments import Moments, gather
 from onnxopt.pruning.order import magnitudes, removal_order
-from onnxopt.pruning.reads import Read, Source, reads_of
+from onnxopt.pruning.reads import Read, reads_of
 from onnxopt.pruning.sequence import refit_in_order
-from onnxopt.pruning.sizes import Sizes, seen_sizes
+from onnxopt.pruning.sizes import Sizes
 
 # feeds that groups are tried on
 TRIAL_FEEDS = 16

@@ -15,13 +15,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
+from onnxopt.calibration.channels import Moments
 from onnxopt.graph.axes import AxisMaps, Product, Reader
 from onnxopt.graph.axes.axis import Floats, Mask
 from onnxopt.graph.edit import drop_unused, insert_before, remove_node
 from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.elimination import RIDGE, damped, prediction
 from onnxopt.pruning.groups import Group
-from onnxopt.pruning.moments import Moments
 from onnxopt.pruning.order import kept
 from onnxopt.pruning.reads import Read, Slot, energy, slot_of
 

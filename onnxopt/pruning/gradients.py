@@ -16,14 +16,13 @@ import numpy as np
 from onnx import ModelProto, numpy_helper, shape_inference
 
 from onnxopt.calibration import Requests
+from onnxopt.calibration.channels import Measure, Source
 from onnxopt.errors import PassError, UsageError
 from onnxopt.graph import remove_dead
 from onnxopt.graph.axes.axis import Floats
 from onnxopt.graph.names import Names
 from onnxopt.graph.shapes import known
 from onnxopt.model import Constant, Model, Node, TensorData, Variable, load
-from onnxopt.pruning.moments import Measure
-from onnxopt.pruning.reads import Source
 
 # vectors of signs that are tried
 PROBES = 2

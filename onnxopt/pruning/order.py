@@ -14,12 +14,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from onnxopt.calibration.channels import Moments
 from onnxopt.graph.axes import AxisMaps
 from onnxopt.graph.axes.axis import Floats, Ints, Mask
 from onnxopt.model import Node
 from onnxopt.numerics.elimination import Dropping, Elimination, damped
 from onnxopt.pruning.groups import Group
-from onnxopt.pruning.moments import Moments
 from onnxopt.pruning.reads import Read
 
 CRITERIA = ("obs", "variance", "activation", "l1", "l2", "never_fires", "fisher")

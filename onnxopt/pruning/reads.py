@@ -8,6 +8,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from onnxopt.calibration.channels import Source
 from onnxopt.graph.axes import AxisMaps, Reader
 from onnxopt.graph.axes.axis import Floats, Ints
 from onnxopt.graph.axes.recurrent import add_to_gates
@@ -15,18 +16,6 @@ from onnxopt.graph.axes.weights import add_to_bias, bias_known
 from onnxopt.graph.biases import bias_slot
 from onnxopt.graph.edit import is_output
 from onnxopt.model import Constant, Model, Node, Variable
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where the values of channels can be seen: an axis of a tensor, counted from the end.
-
-    direction: of a recurrent output [steps, directions, batch, units] the one that is meant.
-    """
-
-    tensor: Variable
-    axis: int
-    direction: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

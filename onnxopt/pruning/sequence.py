@@ -18,16 +18,13 @@ from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
-from onnxopt.calibration import Requests
-from onnxopt.graph import remove_dead
+from onnxopt.calibration.channels import Measure, Moments, Source, crossed
 from onnxopt.graph.axes.axis import Floats, Mask
-from onnxopt.graph.beside import beside
-from onnxopt.model import Model, Node, Variable
+from onnxopt.model import Model, Variable
 from onnxopt.numerics.elimination import damped
 from onnxopt.pruning.fit import Fitting
-from onnxopt.pruning.moments import Measure, Moments
 from onnxopt.pruning.order import kept
-from onnxopt.pruning.reads import Read, Source
+from onnxopt.pruning.reads import Read
 
 # channels beyond which a layer keeps its first fit: twice as many are related to each other here
 WIDEST = 1600
@@ -83,18 +80,8 @@ def _crossed(
     twin = twins.get(id(source.tensor))
     if twin is None:
         return None
-    both = beside(before, model)
-    old, new = both.first.get(id(twin)), both.second.get(id(source.tensor))
-    if old is None or new is None:
-        return None
-    joined = Variable("pruning_both", old.dtype, None)
-    concat = Node("Concat", "pruning_both", attrs={"axis": source.axis + len(source.tensor.shape or ())})
-    concat.inputs, concat.outputs = [old, new], [joined]
-    both.model.graph.nodes.append(concat)
-    both.model.graph.outputs[:] = [joined]
-    remove_dead(both.model)
-    gram = measure(both.model, Requests(channel_grams=((joined, source.axis),))).channel_gram(joined, source.axis)
-    return None if gram is None else Moments.taken(gram.second[0], gram.mean[0], gram.rows)
+    axis = source.axis + len(source.tensor.shape or ())
+    return crossed((before, twin), (model, source.tensor), axis, measure)
 
 
 def _estimate(read: Read, gone: set[int], both: Moments, fitting: Fitting) -> tuple[Floats, Floats]:

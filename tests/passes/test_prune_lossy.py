@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
+from onnxopt.calibration.channels import gather
 from onnxopt.errors import UsageError
 from onnxopt.graph.axes import AxisMaps
 from onnxopt.graph.channels import Plan, frozen_channels, remove
@@ -18,7 +19,6 @@ from onnxopt.passbase import Effect
 from onnxopt.passes.prune import Prune
 from onnxopt.pruning.fit import MEAN_FOLD, NOTHING, REFIT, Fitting
 from onnxopt.pruning.groups import find_groups
-from onnxopt.pruning.moments import gather
 from onnxopt.pruning.reads import reads_of
 from tests.graph.net import IMAGE, Net
 from tests.graph.oracle import float_elements

@@ -7,13 +7,13 @@ import pytest
 
 from onnxopt.graph.axes.axis import Floats
 from onnxopt.graph.channels import Plan, remove
+from onnxopt.graph.judged import judged, judged_error, judged_outputs
 from onnxopt.graph.macs import layer_macs, static_shape
 from onnxopt.graph.shapes import known
 from onnxopt.model import Constant, Model, Variable, load
 from onnxopt.passbase import Context
 from onnxopt.pruning.curves import SCOPES, Curve, allowed_counts, path, removed
 from onnxopt.pruning.groups import Group, find_groups
-from onnxopt.pruning.judged import judged, judged_error, judged_outputs
 from onnxopt.pruning.maps import axis_maps, channel_maps
 from onnxopt.pruning.order import Order
 from onnxopt.pruning.reads import reads_of, slot_of

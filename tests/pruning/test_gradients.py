@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from onnxopt.calibration import Requests, Statistics, collect
+from onnxopt.calibration.channels import Source
 from onnxopt.errors import UsageError
 from onnxopt.feeds import Sample
 from onnxopt.graph import infer
 from onnxopt.model import Model, load
 from onnxopt.pruning.gradients import fisher
-from onnxopt.pruning.reads import Source
 from tests.graph.topologies import Net
 from tests.helpers import session
 

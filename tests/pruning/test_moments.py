@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxopt.calibration.channels import WIDEST, Moments, Seen, Source, _parts, gather
+from onnxopt.calibration.elements import seen_sizes
 from onnxopt.calibration.moments import MOST_BYTES
 from onnxopt.model import Model, load
-from onnxopt.pruning.moments import WIDEST, Moments, Seen, _parts, gather
-from onnxopt.pruning.reads import Source, reads_of
-from onnxopt.pruning.sizes import seen_sizes
+from onnxopt.pruning.reads import reads_of
 from tests.graph.topologies import TOPOLOGIES
 from tests.helpers import random_feeds, run
 from tests.passes.quantizing import parse, weight

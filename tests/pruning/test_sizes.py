@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from onnx import ModelProto
 
+from onnxopt.calibration.elements import Seen
 from onnxopt.graph.channels import Plan, remove
 from onnxopt.graph.macs import LAYERS, layer_macs
 from onnxopt.graph.shapes import known
 from onnxopt.model import Model, load
-from onnxopt.pruning.sizes import Seen, Sizes
+from onnxopt.pruning.sizes import Sizes
 from onnxopt.target import resolve
 from tests.graph.oracle import float_elements, some_sets
 from tests.graph.topologies import TOPOLOGIES

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onnxopt.graph import infer
+from onnxopt.graph.judged import judged, judged_outputs
 from onnxopt.model import Model
-from onnxopt.pruning.judged import judged, judged_outputs
 from tests.helpers import random_feeds, run
 from tests.passes.quantizing import parse, weight
 

@@ -1,4 +1,4 @@
-"""Means and second moments of the channels that layers read, wherever in the model they are."""
+"""Means and second moments of the channels of tensors, wherever in the model they are."""
 
 from __future__ import annotations
 
@@ -9,17 +9,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from onnxopt.calibration import Requests, Statistics
 from onnxopt.calibration.moments import ENTRY, MOST_BYTES
+from onnxopt.calibration.requests import Requests
+from onnxopt.calibration.statistics import Statistics
+from onnxopt.graph import remove_dead
+from onnxopt.graph.beside import beside
 from onnxopt.graph.names import Names
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 from onnxopt.numerics.elimination import Floats
-from onnxopt.pruning.reads import Source
 
 Measure = Callable[[Model, Requests], Statistics]
 
 # Channels beyond which a matrix is not gathered: 5,120 take 0.4 GB and minutes to invert.
 WIDEST = 5120
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the values of channels can be seen: an axis of a tensor, counted from the end.
+
+    direction: of a recurrent output [steps, directions, batch, units] the one that is meant.
+    """
+
+    tensor: Variable
+    axis: int
+    direction: int | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +111,29 @@ def gather(model: Model, sources: Iterable[Source], measure: Measure, threshold:
             if fired is not None:
                 seen.firing[source] = fired
     return seen
+
+
+def crossed(
+    first: tuple[Model, Variable], second: tuple[Model, Variable], axis: int, measure: Measure
+) -> Moments | None:
+    """Moments of [x; y] on the same feeds: x the channels of a tensor of one model, y those of one of another.
+
+    Both tensors are in main graphs and agree in all other axes; axis: of the channels, counted from the first. None
+    where a tensor is an input that both models share, or what it holds was never computed or is not finite.
+    """
+    both = beside(first[0], second[0])
+    one, other = both.first.get(id(first[1])), both.second.get(id(second[1]))
+    if one is None or other is None:
+        return None
+    names = Names(both.model)
+    joined = Variable(names.tensor("both_seen"), one.dtype, None)
+    concat = Node("Concat", names.node("both_seen"), attrs={"axis": axis})
+    concat.inputs, concat.outputs = [one, other], [joined]
+    both.model.graph.nodes.append(concat)
+    both.model.graph.outputs[:] = [joined]
+    remove_dead(both.model)
+    gram = measure(both.model, Requests(channel_grams=((joined, axis),))).channel_gram(joined, axis)
+    return None if gram is None else Moments.taken(gram.second[0], gram.mean[0], gram.rows)
 
 
 def _parts(sources: Sequence[Source], reasons: dict[Source, str]) -> list[list[Source]]:
