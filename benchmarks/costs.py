@@ -4,10 +4,12 @@
 
 Each row holds one network against another: float against signed weights (u8s8), unsigned ones (u8u8), or an input
 quantized at run time (dynamic), integer networks taking and giving codes; five layers in float against one or three of
-them on codes (island); operators; conversions; one node against a chain of them. Optimized, one thread; runs take
-turns, and the lower tenth of each counts, so that other programs disturb little. NAME picks rows. --write needs all
-rows, and puts ratios, facts, processor and versions into onnxopt/target/measured/TARGET.json, which the target reads
-from then on. Only ratios within one table mean anything; run it on a quiet machine.
+them on codes (island); operators; conversions; a kernel along one axis against one along the other (strip); a row times
+a matrix against half of it (row); a layer against two thinner ones (split); one node against a chain of them.
+Optimized, one thread; runs take turns, and the lower tenth of each counts, so that other programs disturb little. NAME
+picks rows. --write needs all rows, and puts ratios, facts, processor and versions into
+onnxopt/target/measured/TARGET.json, which the target reads from then on. Only ratios within one table mean anything;
+run it on a quiet machine.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +80,15 @@ DEPTHWISE = {
     "depthwise 3x3 128@28": Layer("Conv", (1, 128, 28, 28), (128, 1, 3, 3), 128),
     "depthwise 3x3 64@56": Layer("Conv", (1, 64, 56, 56), (64, 1, 3, 3), 64),
 }
+# 3x1, beside 1x3
+STRIPS = {
+    "strip 64@56": Layer("Conv", (1, 64, 56, 56), (64, 64, 3, 1)),
+    "strip 256@14": Layer("Conv", (1, 256, 14, 14), (256, 256, 3, 1)),
+}
+# one row, so that each weight is read for one multiply-add
+ROW = Layer("MatMul", (1, 768), (768, 3072))
+# beside two layers of a half and a quarter of its multiply-adds
+WHOLE = Layer("MatMul", (16, 384), (384, 384))
 ELEMENTS = (1, 64, 56, 56)
 # 1x1 convolutions, so that what a border costs is not lost in them
 ISLANDS = {
@@ -127,7 +139,7 @@ def layer_network(layer: Layer, kind: str) -> bytes:
     rng = np.random.default_rng(0)
     attributes: dict[str, Any] = {}
     if layer.op == "Conv":
-        attributes = {"pads": [layer.weight[-1] // 2] * 4, "group": layer.group}
+        attributes = {"pads": [size // 2 for size in layer.weight[2:]] * 2, "group": layer.group}
     values = rng.standard_normal(layer.weight)
     channels = layer.weight[0] if layer.op == "Conv" else layer.weight[1]
     bias = rng.standard_normal(channels)
@@ -212,6 +224,17 @@ def chain_network(length: int) -> bytes:
     return net.serialized({"x": (TensorProto.FLOAT, (8,))}, (tensor, TensorProto.FLOAT))
 
 
+def split_network(rank: int) -> bytes:
+    """The layer `WHOLE` as two MatMuls with `rank` values between."""
+    net = Network()
+    rng = np.random.default_rng(0)
+    tensor = "x"
+    for index, shape in enumerate([(WHOLE.weight[0], rank), (rank, WHOLE.weight[1])]):
+        name = net.constant(f"w{index}", (rng.standard_normal(shape) / 16).astype(np.float32))
+        tensor = net.node("MatMul", [tensor, name], f"t{index}")
+    return net.serialized({"x": (TensorProto.FLOAT, WHOLE.shape)}, (tensor, TensorProto.FLOAT))
+
+
 def feed(session: Session) -> Sample:
     """A feed of codes or of standard normal values."""
     rng = np.random.default_rng(1)
@@ -285,6 +308,17 @@ def rows(args: argparse.Namespace) -> Iterator[Row]:
                 "three": lambda layer=layer: island_network(layer, "fqqqf"),  # type: ignore[misc]
             },
         )
+    for name, layer in STRIPS.items():
+        turned = replace(layer, weight=(*layer.weight[:2], *layer.weight[:1:-1]))
+        makers[name] = (
+            lambda layer=layer: layer_network(layer, "float"),  # type: ignore[misc]
+            {"wide": lambda turned=turned: layer_network(turned, "float")},  # type: ignore[misc]
+        )
+    half = replace(ROW, weight=(ROW.weight[0], ROW.weight[1] // 2))
+    makers["row"] = (lambda: layer_network(ROW, "float"), {"half": lambda: layer_network(half, "float")})
+    ranks = {"half": WHOLE.weight[0] // 4, "quarter": WHOLE.weight[0] // 8}
+    splits: dict[str, Callable[[], bytes]] = {kind: partial(split_network, rank) for kind, rank in ranks.items()}
+    makers["split"] = (lambda: layer_network(WHOLE, "float"), splits)
     makers["convert"] = (
         lambda: convert_network("QuantizeLinear"),
         {"dequantize": lambda: convert_network("DequantizeLinear")},
@@ -330,6 +364,15 @@ def facts(table: dict[str, Row]) -> dict[str, float]:
 
     convert, node = borders(table)
     dense = {name: layer.macs for name, layer in DENSE.items()}
+    pointwise = {name: layer.macs for name, layer in DENSE.items() if layer.weight[2:] == (1, 1)}
+    strips = {name: layer.macs for name, layer in STRIPS.items()}
+    row, split = table["row"], table["split"]
+    weight = row.reference_ms * (1 - row.ratios["half"]) * 2e6 / math.prod(ROW.weight)
+    # what two layers take more than their share of the multiply-adds
+    more = [
+        split.reference_ms * split.ratios[kind] - call - share * (split.reference_ms - call)
+        for kind, share in {"half": 0.5, "quarter": 0.25}.items()
+    ]
     depthwise = {name: layer.macs for name, layer in DEPTHWISE.items()}
     dynamic = {name: layer.macs for name, layer in DENSE.items() if layer.op == "MatMul"}
     elements = math.prod(ELEMENTS)
@@ -345,6 +388,10 @@ def facts(table: dict[str, Row]) -> dict[str, float]:
         "integer_element": per_unit(binary, "integer"),
         "convert": max(convert, (per_unit({"convert": elements}) + per_unit({"convert": elements}, "dequantize")) / 2),
         "node": max(node, each * 1e6),
+        "float_pointwise_mac": per_unit(pointwise),
+        "float_strip_mac": math.sqrt(per_unit(strips) * per_unit(strips, "wide")),
+        "float_weight": weight,
+        "layer": max(statistics.fmean(more), each) * 1e6,
     }
     return {name: float(f"{value:.3g}") for name, value in found.items()}
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from onnxopt.calibration.elements import Seen, run_shapes, seen_sizes
-from onnxopt.graph import infer, remove_dead, sort_model
+from onnxopt.graph import infer, sort_model
+from onnxopt.graph.edit import drop_unused
 from onnxopt.graph.judged import is_float, judged, judged_error, judged_outputs
 from onnxopt.graph.macs import LAYERS, layer_macs
 from onnxopt.graph.selection import Selection
@@ -29,8 +30,8 @@ AUTO = "auto"
 TRIAL_FEEDS = 16
 # without a target in time the whole model has to become this much faster by the table, or nothing is split
 FASTER = 0.95
-# for how many inputs each that was seen counts, tried in this order
-_TRUSTS = (1.0, 8.0, 64.0)
+# others for how many inputs each that was seen may count, where they come closer
+_TRUSTS = (1.0, 64.0)
 # of the weights' power: what rounding to float32 leaves of a matrix of lower rank
 _ROUNDING = 1e-13
 _LESS = {"macs": "fewer macs", "parameters": "fewer parameters", "latency": "less latency by the target's costs"}
@@ -92,11 +93,15 @@ class _Run:
         self._positions, self._whole = self._sizes(layers)
         known = self._known(layers)
         curves = self._curves(layers, known)
-        if not curves:
-            return self.outcome
         if self._lossless:
             self._apply(curves, dict.fromkeys(range(len(curves)), 0))
-            return self.outcome
+        elif curves:
+            self._split(curves)
+        self._biases.clean()
+        return self.outcome
+
+    def _split(self, curves: Sequence[Curve]) -> None:
+        """Try, choose, and split as chosen."""
         if not self._blind:
             self._measure(curves)
         steps = self._choose(curves)
@@ -106,7 +111,6 @@ class _Run:
             self._trust(curves, taken)
             self._report(steps, curves)
             self._apply(curves, taken)
-        return self.outcome
 
     def _sizes(self, layers: Sequence[Layer]) -> tuple[dict[Layer, Positions], Work]:
         """Where each layer computes, and the work of the whole model."""
@@ -154,7 +158,7 @@ class _Run:
                 why = "its shapes are not known" if at.unknown else "no feed comes here, so splitting it saves nothing"
                 self.outcome.skipped.append(Skip(layer.name, why))
                 continue
-            splitter = Splitter(layer, known[layer].seconds(layer, 1.0))
+            splitter = Splitter(layer, known[layer].seconds(layer))
             forms, why = self._forms(layer, splitter, at)
             if not forms:
                 self.outcome.skipped.append(Skip(layer.name, why))
@@ -284,15 +288,13 @@ class _Run:
         layers = {curves[at].layer: curves[at].forms[form] for at, form in taken.items()}
         if self._blind or all(self._inputs[layer].rows is None for layer in layers):
             return
-        best: tuple[float, dict[Layer, Splitter]] | None = None
+        best = self._error(layers), dict(self._splitters)
         for trust in _TRUSTS:
             for layer in layers:
-                if trust != _TRUSTS[0]:
-                    self._splitters[layer] = Splitter(layer, self._inputs[layer].seconds(layer, trust))
+                self._splitters[layer] = Splitter(layer, self._inputs[layer].seconds(layer, trust))
             error = self._error(layers)
-            if best is None or error < best[0]:
+            if error < best[0]:
                 best = error, dict(self._splitters)
-        assert best is not None
         self._splitters = best[1]
 
     def _apply(self, curves: Sequence[Curve], taken: Mapping[int, int]) -> None:
@@ -307,7 +309,9 @@ class _Run:
             self.outcome.changes.append(Change("split", layer.name, self._told(curves[at], form)))
         if self.settings.refit and not self._blind and not self._lossless:
             self._refit(splits)
-        remove_dead(self.model)
+        if splits:
+            self._biases.clean()
+            drop_unused([split.layer.weight for split in splits], self.model)
 
     def _refit(self, splits: Sequence[Split]) -> None:
         assert self.context.measure is not None

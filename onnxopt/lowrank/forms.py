@@ -83,7 +83,7 @@ class Form:
 class Positions:
     """At how many positions each reader of a layer computes, in one run on average.
 
-    shapes: `run_shapes`; seen: what runs showed where these tell nothing. A layer none of whose readers runs has no positions.
+    shapes: `run_shapes`; seen: what runs showed where these tell nothing. A layer none of whose readers runs has none.
     """
 
     def __init__(self, layer: Layer, shapes: Mapping[int, Shape], seen: Seen) -> None:
@@ -185,7 +185,7 @@ class Pricing:
         time = 0.0
         for count in positions:
             time += max(weights * count * rate, weights * self.costs.known("float_weight", 0.0) if count else 0.0)
-            time += self.costs.known("layer", self.costs.node)
+            time += max(self.costs.known("layer", 0.0), self.costs.node)
             if handed:
                 time += count * outputs * self.costs.known("float_element", 0.0)
         return Work(weights * sum(positions), weights, time)

@@ -29,7 +29,7 @@ class CostFacts:
     float_pointwise_mac, float_strip_mac: one multiply-add of a Conv with a kernel of one position, or longer than one
     along one of two axes only; by default that of other dense layers.
     float_weight: reading one weight that a layer uses once, as it does for a single row.
-    layer: fixed cost of one more Conv, MatMul or Gemm, in place of that of a node.
+    layer: what two thinner Convs, MatMuls or Gemms in place of one take more than their multiply-adds.
     source: where the figures come from.
     """
 
@@ -69,7 +69,7 @@ def read_measured(name: str) -> CostFacts | None:
 
 # float32 Conv 3x3 64@56 at 43 GMAC/s, 1x1 256@14 at 35, depthwise 3x3 at 10, MatMul 128x768x768 at 38; with U8S8
 # kernels 0.53-0.55 of the time, with U8U8 0.66-0.88, depthwise 1.06, dynamic MatMul 0.51; one element of a conversion
-# 0.1-0.4 ns. A 1x1 convolution at 35 GMAC/s, 3x1 and 1x3 at 0.92-1.2 of the time of 3x3 a multiply-add, MatMul
+# 0.1-0.4 ns. A 1x1 convolution at 35 GMAC/s, 3x1 and 1x3 at 1.08-1.2 of the time of 3x3 a multiply-add, MatMul
 # 1x768x3072 at 0.106 ns a weight; a MatMul split in two took 20 to 27 us more than its multiply-adds, floor included.
 AVX2 = CostFacts(
     float_mac=0.025,
@@ -81,7 +81,7 @@ AVX2 = CostFacts(
     float_element=0.15,
     integer_element=0.30,
     float_pointwise_mac=0.0285,
-    float_strip_mac=0.027,
+    float_strip_mac=0.029,
     float_weight=0.106,
     layer=7000,
     convert=0.20,

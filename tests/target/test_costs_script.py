@@ -16,7 +16,8 @@ from onnxopt.runtime import Session
 from onnxopt.target.costs import MEASURED, CostFacts
 
 KERNELS = {"Conv": "QLinearConv", "MatMul": "QLinearMatMul", "Gemm": "QGemm"}
-LAYERS = costs.DENSE | costs.DEPTHWISE
+LAYERS = costs.DENSE | costs.DEPTHWISE | costs.STRIPS
+SPLITS = {"half": 0.5, "quarter": 0.25}
 
 
 def operators(model: bytes, folder: Path) -> list[str]:
@@ -87,6 +88,11 @@ def table(overhead: float) -> dict[str, costs.Row]:
     elements = math.prod(costs.ELEMENTS)
     rows += [row(op, elements, 0.3, integer=0.6) for op in ("Add", "Mul", "Concat", "Sigmoid")]
     rows.append(row("convert", elements, 0.1, dequantize=0.2))
+    rows += [row(name, layer.macs, 0.03, wide=0.03) for name, layer in costs.STRIPS.items()]
+    rows.append(row("row", math.prod(costs.ROW.weight), 0.1, half=0.05))
+    whole = costs.WHOLE.macs * 0.02 / 1e6
+    ratios = {kind: (share * whole + 0.003 + overhead) / (whole + overhead) for kind, share in SPLITS.items()}
+    rows.append(costs.Row("split", whole + overhead, ratios))
     for name, layer in costs.ISLANDS.items():
         ms, gain = 5 * layer.macs * 0.02 / 1e6 + overhead, layer.macs * 0.01 / 1e6
         both = 2 * (math.prod(layer.shape) * 0.4 + 1000) / 1e6
@@ -97,7 +103,7 @@ def table(overhead: float) -> dict[str, costs.Row]:
 
 
 def test_facts_are_those_of_the_processor_whatever_a_call_costs() -> None:
-    expected = CostFacts(0.02, 0.01, 0.1, 0.2, 0.4, 1000.0, 0.015, 0.012, 0.3, 0.6)
+    expected = CostFacts(0.02, 0.01, 0.1, 0.2, 0.4, 1000.0, 0.015, 0.012, 0.3, 0.6, 0.02, 0.03, 0.1, 3000.0)
     for overhead in (0.001, 0.01):
         assert CostFacts(**costs.facts(table(overhead))) == expected  # type: ignore[arg-type]
 
