@@ -21,6 +21,7 @@ from onnxopt.graph.macs import ShapeOf, layer_macs
 from onnxopt.lowrank.layers import Kind, Layer
 from onnxopt.model import Constant, Node, Variable
 from onnxopt.numerics.lowrank import (
+    TURNS,
     Second,
     Spectrum,
     Wide,
@@ -44,9 +45,10 @@ SMALLER = 0.97
 # kernels of AVX-512 compute convolutions in blocks of 16 channels, others in 8; files should be right on both
 CONV_STEP = 16
 # ranks that are looked at for the forms whose factors have to be searched for, and for the others
-_FEW, _MANY = 6, 24
-# inputs of a convolution beyond which no factors are searched for
-_SEARCHED = 2400
+_FEW, _MANY = 5, 24
+# inputs of a convolution beyond which no factors are searched for, and beyond which they are searched for briefly while
+# forms are compared
+_SEARCHED, _BRIEF = 2400, 1200
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ class Splitter:
         """Of each group."""
         return self._spectra
 
-    def factors(self, name: str, ranks: Sequence[int]) -> tuple[Wide, ...]:
+    def factors(self, name: str, ranks: Sequence[int], turns: int = TURNS) -> tuple[Wide, ...]:
         """The first factor, the last one, and of tucker the one between, in this order: first, [core,] last.
 
         factors: [groups, r, K] and [groups, N / groups, r]; strips: [r, C, kh] and [N, r, kw]; tucker: [r, C],
@@ -226,9 +228,9 @@ class Splitter:
             return np.array(firsts), np.array([np.pad(last, ((0, 0), (0, rank - last.shape[1]))) for last, _ in pairs])
         weight = self._matrices[0].reshape(self.layer.outputs, -1, *self.layer.kernel)
         if name == STRIPS:
-            found = strips(weight, self._seconds[0], ranks[0])
+            found = strips(weight, self._seconds[0], ranks[0], turns)
             return found.first, found.last
-        parts = tucker(weight.reshape(*weight.shape[:2], -1), self._seconds[0], (ranks[0], ranks[1]))
+        parts = tucker(weight.reshape(*weight.shape[:2], -1), self._seconds[0], (ranks[0], ranks[1]), turns)
         return parts.first, parts.core, parts.last
 
     def dense(self, name: str, factors: tuple[Wide, ...]) -> Wide:
@@ -246,7 +248,7 @@ class Splitter:
         if name == FACTORS:
             left = sum(each.error(ranks[0]) for each in self._spectra)
         else:
-            dense = self.dense(name, self.factors(name, ranks))
+            dense = self.dense(name, self.factors(name, ranks, turns=int(self.layer.inputs <= _BRIEF)))
             left = squared_error(self._matrices[0], dense[0], self._seconds[0].seen)
         return left / self.total if self.total > 0 else 0.0
 

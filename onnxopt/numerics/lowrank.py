@@ -19,14 +19,12 @@ Whatever the form, its error is computed from C, not estimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 Wide = npt.NDArray[np.float64]
-_Spread = Callable[[Wide], Wide]
 
 # of the mean variance: what varies no more than that is told apart by the weights alone
 RIDGE = 1e-4
@@ -34,7 +32,7 @@ RIDGE = 1e-4
 _NOTHING = 1e-13
 # steps of conjugate gradients for a first factor, and turns of both factors
 _STEPS = 6
-_TURNS = 2
+TURNS = 2
 
 
 @dataclass(frozen=True)
@@ -142,29 +140,17 @@ class Strips:
         return np.asarray(np.einsum("nrx,rcy->ncyx", self.last, self.first, optimize=True))
 
 
-def strips(weight: Wide, second: Second, rank: int) -> Strips:
+def strips(weight: Wide, second: Second, rank: int, turns: int = TURNS) -> Strips:
     """The spatial form of `weight` [N, C, kh, kw]; second: of patches, in the order of the weight's own axes."""
     outputs, channels, tall, wide = weight.shape
     flat = weight.reshape(outputs, -1)
-    columns = second.trusted.reshape(channels * tall, wide, channels * tall, wide)
-    column = np.einsum("axbx->ab", columns) / wide
+    spread = _Spread(second.trusted, wide)
     unfolded = weight.transpose(0, 3, 1, 2).reshape(outputs * wide, channels * tall)
-    _, first = spectrum(unfolded, Second(column, column)).split(unfolded, rank)
-
-    def spread(factor: Wide) -> Wide:
-        """[r * kw, K]: what each strip adds up at each column."""
-        found = np.zeros((len(factor), wide, channels * tall, wide))
-        for at in range(wide):
-            found[:, at, :, at] = factor
-        return found.reshape(len(factor) * wide, -1)
-
-    def gathered(gradient: Wide) -> Wide:
-        return np.asarray(np.einsum("rxax->ra", gradient.reshape(-1, wide, channels * tall, wide)))
-
-    last = regressed(flat, spread(first), second.trusted)
-    for _ in range(_TURNS):
-        first = _refined(flat, first, last, second.trusted, spread, gathered)
-        last = regressed(flat, spread(first), second.trusted)
+    _, first = spectrum(unfolded, Second(spread.average, spread.average)).split(unfolded, rank)
+    last = spread.regressed(flat, first)
+    for _ in range(turns):
+        first = spread.refined(flat, first, last)
+        last = spread.regressed(flat, first)
     return Strips(last.reshape(outputs, -1, wide), first.reshape(-1, channels, tall))
 
 
@@ -181,76 +167,85 @@ class Tucker:
         return np.asarray(np.einsum("ns,srp,rc->ncp", self.last, self.core, self.first, optimize=True))
 
 
-def tucker(weight: Wide, second: Second, ranks: tuple[int, int]) -> Tucker:
+def tucker(weight: Wide, second: Second, ranks: tuple[int, int], turns: int = TURNS) -> Tucker:
     """The Tucker-2 form of `weight` [N, C, P], P positions of the kernel. ranks: of the input, of the output."""
     outputs, channels, taps = weight.shape
     flat = weight.reshape(outputs, -1)
-    tapped = second.trusted.reshape(channels, taps, channels, taps)
-    channel = np.einsum("cpdp->cd", tapped) / taps
+    spread = _Spread(second.trusted, taps)
     unfolded = weight.transpose(0, 2, 1).reshape(outputs * taps, channels)
-    _, first = spectrum(unfolded, Second(channel, channel)).split(unfolded, ranks[0])
-
-    def spread(factor: Wide) -> Wide:
-        """[r * P, C * P]: what each inner channel is at each position."""
-        found = np.zeros((len(factor), taps, channels, taps))
-        for at in range(taps):
-            found[:, at, :, at] = factor
-        return found.reshape(len(factor) * taps, -1)
-
-    def gathered(gradient: Wide) -> Wide:
-        return np.asarray(np.einsum("rpcp->rc", gradient.reshape(-1, taps, channels, taps)))
+    _, first = spectrum(unfolded, Second(spread.average, spread.average)).split(unfolded, ranks[0])
 
     def outer(inner: Wide) -> tuple[Wide, Wide]:
         """last [N, s] and core [s, r * P]: regression, then the strongest outputs (reduced rank regression)."""
-        features = spread(inner)
-        middle = features @ second.trusted @ features.T
-        return spectrum(full := regressed(flat, features, second.trusted), Second(middle, middle)).split(full, ranks[1])
+        full, moments = spread.regressed(flat, inner), spread.moments(inner)
+        return spectrum(full, Second(moments, moments)).split(full, ranks[1])
 
     last, core = outer(first)
-    for _ in range(_TURNS):
-        first = _refined(flat, first, last @ core, second.trusted, spread, gathered)
+    for _ in range(turns):
+        first = spread.refined(flat, first, last @ core)
         last, core = outer(first)
     return Tucker(last, core.reshape(core.shape[0], -1, taps), first)
 
 
-def regressed(matrix: Wide, features: Wide, second: Wide) -> Wide:
-    """A [N, q] with the least error of A F x for W x. features: F [q, K]."""
-    weighed = features @ second
-    inner = weighed @ features.T
-    inner[np.arange(len(inner)), np.arange(len(inner))] += 1e-9 * float(np.trace(inner)) / max(1, len(inner)) + 1e-30
-    return np.asarray(np.linalg.solve(inner, weighed @ matrix.T).T)
+class _Spread:
+    """A first factor [r, M] that works on each of P parts of the inputs alike: on x[m, p] as z[r, p] = B x[:, p].
 
-
-def _refined(
-    matrix: Wide,
-    first: Wide,
-    last: Wide,
-    second: Wide,
-    spread: _Spread,
-    gathered: _Spread,
-) -> Wide:
-    """`first` after a few steps of conjugate gradients towards the least error with `last` [N, q] as it is.
-
-    spread: the features F [q, K] of a first factor; gathered: its transpose, of a gradient [q, K].
+    The inputs are in the order (m, p), and have the second moments [M P, M P].
     """
-    energy = last.T @ last
-    scale = gathered(np.outer(np.diagonal(energy), np.diagonal(second)))
-    scale = 1.0 / np.maximum(scale, 1e-12 * float(scale.max()) + 1e-300)
-    residual = gathered((last.T @ matrix - energy @ spread(first)) @ second)
-    found, direction, power = np.array(first), np.zeros_like(first), 1.0
-    for _ in range(_STEPS):
-        towards = residual * scale
-        before, power = power, float(np.sum(residual * towards))
-        if power <= 0:
-            break
-        direction = towards + (power / before) * direction if direction.any() else towards
-        pulled = gathered(energy @ spread(direction) @ second)
-        bent = float(np.sum(direction * pulled))
-        if bent <= 0:
-            break
-        found += power / bent * direction
-        residual = residual - power / bent * pulled
-    return found
+
+    def __init__(self, second: Wide, parts: int) -> None:
+        self._second, self._parts = second, parts
+        self._width = len(second) // parts
+        self._blocks = second.reshape(self._width, parts, -1)
+        grid = second.reshape(self._width, parts, self._width, parts)
+        self.average: Wide = np.einsum("apbp->ab", grid) / parts  # moments of x[:, p], over all p
+
+    def weighed(self, first: Wide) -> Wide:
+        """E[z x^T], [r P, M P]."""
+        found = np.stack([first @ self._blocks[:, at] for at in range(self._parts)], axis=1)
+        return found.reshape(len(first) * self._parts, -1)
+
+    def moments(self, first: Wide) -> Wide:
+        """E[z z^T], [r P, r P]."""
+        return self._folded(self.weighed(first), first)
+
+    def regressed(self, matrix: Wide, first: Wide) -> Wide:
+        """A [N, r P] with the least error of A z for W x."""
+        weighed = self.weighed(first)
+        inner = self._folded(weighed, first)
+        size = len(inner)
+        inner[np.arange(size), np.arange(size)] += 1e-9 * float(np.trace(inner)) / max(1, size) + 1e-30
+        return np.asarray(np.linalg.solve(inner, weighed @ matrix.T).T)
+
+    def refined(self, matrix: Wide, first: Wide, last: Wide) -> Wide:
+        """`first` after a few steps of conjugate gradients towards the least error with `last` [N, r P] as it is."""
+        scale = self._gathered(np.outer(np.square(last).sum(axis=0), np.diagonal(self._second)))
+        scale = 1.0 / np.maximum(scale, 1e-12 * float(scale.max(initial=0.0)) + 1e-300)
+        residual = self._gathered(last.T @ (matrix @ self._second - last @ self.weighed(first)))
+        found, direction, power = np.array(first), np.zeros_like(first), 1.0
+        for _ in range(_STEPS):
+            towards = residual * scale
+            before, power = power, float(np.sum(residual * towards))
+            if power <= 0:
+                break
+            direction = towards + (power / before) * direction if direction.any() else towards
+            pulled = self._gathered(last.T @ (last @ self.weighed(direction)))
+            bent = float(np.sum(direction * pulled))
+            if bent <= 0:
+                break
+            found += power / bent * direction
+            residual = residual - power / bent * pulled
+        return found
+
+    def _folded(self, crossed: Wide, first: Wide) -> Wide:
+        """[q, M P] against x as [q, r P] against z."""
+        grid = crossed.reshape(len(crossed), self._width, self._parts)
+        found = np.einsum("qmp,rm->qrp", grid, first, optimize=True)
+        return np.asarray(found.reshape(len(crossed), -1))
+
+    def _gathered(self, gradient: Wide) -> Wide:
+        """What [r P, M P] says of the factor, [r, M]."""
+        return np.asarray(np.einsum("rpmp->rm", gradient.reshape(-1, self._parts, self._width, self._parts)))
 
 
 def refitted(outputs_by_inner: Wide, inner: Wide, start: Wide, rows: float, ridge: float = 1e-2) -> Wide:
