@@ -276,12 +276,12 @@ class _Run:
         for at, curve in enumerate(curves):
             if at in taken:
                 continue
-            gentle = curve.forms[0]
-            saves = curve.saved(0, "latency") / curve.whole.latency if curve.whole.latency else 0.0
-            what = f"{gentle} would save {saves:.0%} of its time"
+            unit = "parameters" if self.settings.of == "parameters" else "latency"
+            saves = curve.saved(0, unit) / curve.whole.of(unit) if curve.whole.of(unit) else 0.0
+            what = f"{curve.forms[0]} would save {saves:.0%} of its {'parameters' if unit == 'parameters' else 'time'}"
             if curve.points:
-                what += f" at {-10 * math.log10(max(curve.error(0), 1e-30)):.1f} dB of the outputs"
-            self.outcome.skipped.append(Skip(curve.layer.name, f"splitting it costs more than it saves here: {what}"))
+                what += f" at {-10 * math.log10(max(curve.error(0), 1e-30)):.0f} dB of the outputs"
+            self.outcome.skipped.append(Skip(curve.layer.name, f"it costs more than others for what it saves: {what}"))
 
     def _trust(self, curves: Sequence[Curve], taken: Mapping[int, int]) -> None:
         """Let factors trust the inputs that were seen as far as suits feeds that they were not fitted to best."""
