@@ -194,16 +194,19 @@ class Pricing:
 
 
 class Splitter:
-    """The factors of one layer, by what is known of its inputs."""
+    """The factors of one layer, by what is known of its inputs. The layer's weight is read each time."""
 
     def __init__(self, layer: Layer, seconds: list[Second]) -> None:
         self.layer = layer
-        self._seconds = seconds
-        self._matrices = layer.matrices()
+        searched = layer.taps > 1 and layer.inputs <= _SEARCHED and layer.groups == 1
+        self._second = seconds[0] if searched else Second()
         if layer.kind is Kind.TABLE:
-            self._spectra = [spectrum_of_outputs(seconds[0].seen, seconds[0].trusted)]
+            seen, trusted = seconds[0].seen, seconds[0].trusted
+            assert seen is not None
+            assert trusted is not None
+            self._spectra = [spectrum_of_outputs(seen, trusted)]
         else:
-            self._spectra = [spectrum(m, s) for m, s in zip(self._matrices, seconds, strict=True)]
+            self._spectra = [spectrum(m, s) for m, s in zip(layer.matrices(), seconds, strict=True)]
 
     @property
     def total(self) -> float:
@@ -221,16 +224,17 @@ class Splitter:
         factors: [groups, r, K] and [groups, N / groups, r]; strips: [r, C, kh] and [N, r, kw]; tucker: [r, C],
         [s, r, P] and [N, s].
         """
+        matrices = self.layer.matrices()
         if name == FACTORS:
-            pairs = [each.split(m, ranks[0]) for each, m in zip(self._spectra, self._matrices, strict=True)]
+            pairs = [each.split(m, ranks[0]) for each, m in zip(self._spectra, matrices, strict=True)]
             rank = max(first.shape[0] for _, first in pairs)
             firsts = [np.pad(first, ((0, rank - len(first)), (0, 0))) for _, first in pairs]
             return np.array(firsts), np.array([np.pad(last, ((0, 0), (0, rank - last.shape[1]))) for last, _ in pairs])
-        weight = self._matrices[0].reshape(self.layer.outputs, -1, *self.layer.kernel)
+        weight = matrices[0].reshape(self.layer.outputs, -1, *self.layer.kernel)
         if name == STRIPS:
-            found = strips(weight, self._seconds[0], ranks[0], turns)
+            found = strips(weight, self._second, ranks[0], turns)
             return found.first, found.last
-        parts = tucker(weight.reshape(*weight.shape[:2], -1), self._seconds[0], (ranks[0], ranks[1]), turns)
+        parts = tucker(weight.reshape(*weight.shape[:2], -1), self._second, (ranks[0], ranks[1]), turns)
         return parts.first, parts.core, parts.last
 
     def dense(self, name: str, factors: tuple[Wide, ...]) -> Wide:
@@ -249,7 +253,7 @@ class Splitter:
             left = sum(each.error(ranks[0]) for each in self._spectra)
         else:
             dense = self.dense(name, self.factors(name, ranks, turns=int(self.layer.inputs <= _BRIEF)))
-            left = squared_error(self._matrices[0], dense[0], self._seconds[0].seen)
+            left = squared_error(self.layer.matrices()[0], dense[0], self._second.seen)
         return left / self.total if self.total > 0 else 0.0
 
 

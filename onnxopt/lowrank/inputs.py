@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from onnxopt.calibration import Requests
 from onnxopt.calibration.channels import Measure, Moments, gather
@@ -35,7 +36,7 @@ class Inputs:
     that has a bias, [groups, K]. reason: why nothing is known.
     """
 
-    seen: list[Wide] = field(default_factory=list)
+    seen: list[npt.NDArray[np.float32]] = field(default_factory=list)
     rows: float | None = None
     means: dict[Node, Wide] = field(default_factory=dict)
     reason: str | None = None
@@ -43,8 +44,9 @@ class Inputs:
     def seconds(self, layer: Layer, trust: float = TRUST) -> list[Second]:
         """For each group; trust: for how many each input counts."""
         if self.rows is None:
-            return [Second.unknown(layer.outputs if layer.kind is Kind.TABLE else layer.inputs)] * layer.groups
-        return [Second.of(seen, self.rows * trust) for seen in self.seen]
+            table = layer.matrices()[0] if layer.kind is Kind.TABLE else None
+            return [Second() if table is None else Second(table @ table.T, table @ table.T)] * layer.groups
+        return [Second.of(seen.astype(np.float64), self.rows * trust) for seen in self.seen]
 
 
 class Biases:
@@ -148,7 +150,9 @@ def know(model: Model, layers: Sequence[Layer], biases: Biases, measure: Measure
             if reader.node in found:
                 parts.append((reader, found[reader.node]))
             elif source in seen.moments:
-                parts.append((reader, _spread(layer, seen.moments[source])))
+                spread = _spread(layer, seen.moments[source])
+                parts += [(reader, spread)] if spread else []
+                reason = reason or f"its kernel reads {layer.inputs} inputs, more than are related to each other"
             elif source is not None:
                 reason = reason or seen.reasons.get(source)
         known[layer] = _joined(layer, parts, biases) if parts else Inputs(reason=reason or "its input is not known")
@@ -197,14 +201,19 @@ def _patches(model: Model, layers: Iterable[Layer], measure: Measure) -> dict[No
     return found
 
 
-def _spread(layer: Layer, channels: Moments) -> _Groups:
-    """Those of the inputs of each group, from those of channels: positions of a kernel are taken for unrelated."""
+def _spread(layer: Layer, channels: Moments) -> _Groups | None:
+    """Those of the inputs of each group, from those of channels: positions of a kernel are taken for unrelated.
+
+    None where there are too many.
+    """
     if layer.kind is not Kind.CONV:
         return [channels]
     each = layer.inputs // layer.taps
     groups = [channels.of(slice(at * each, (at + 1) * each)) for at in range(layer.groups)]
     if layer.taps == 1:
         return groups
+    if layer.inputs > WIDEST:
+        return None
     apart = np.eye(layer.taps, dtype=np.float32)
     return [Moments(np.kron(group.centred, apart), np.repeat(group.mean, layer.taps), group.rows) for group in groups]
 
@@ -223,7 +232,7 @@ def _joined(layer: Layer, parts: Sequence[tuple[Stored, _Groups]], biases: Biase
             means[reader.node] = np.array([group.mean for group in groups])
     if layer.kind is Kind.TABLE:
         seen = [_with_the_rest(layer, seen[0], rows)]
-    return Inputs(seen, float(rows), means)
+    return Inputs([each.astype(np.float32) for each in seen], float(rows), means)
 
 
 def _with_the_rest(layer: Layer, seen: Wide, rows: int) -> Wide:

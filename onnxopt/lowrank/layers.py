@@ -18,6 +18,8 @@ from onnxopt.numerics.lowrank import Wide
 from onnxopt.passbase import Skip
 from onnxopt.quantization.storage import Stored, find_weights, from_codes, places, weight_inputs
 
+# the shorter side beyond which a weight is not taken apart: minutes and gigabytes
+WIDEST = 5120
 # a weight below this many elements is not worth a node
 SMALLEST = 1024
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -188,6 +190,8 @@ def _refusal(layer: Layer, readers: Sequence[tuple[Stored, Kind]]) -> str | None
     values = layer.weight.values.astype(np.float64)
     if not np.isfinite(values).all():
         return "its weight holds NaN or infinity"
+    if min(layer.outputs // layer.groups, layer.inputs) > WIDEST:
+        return f"its weight is {layer.outputs} x {layer.inputs}, too wide to be taken apart"
     return None if values.any() else "its weight is zero"
 
 

@@ -37,10 +37,14 @@ TURNS = 2
 
 @dataclass(frozen=True)
 class Second:
-    """Second moments of what a weight multiplies, [K, K]. seen: as measured; trusted: as factors are chosen by it."""
+    """Second moments of what a weight multiplies, [K, K]. seen: as measured; trusted: as factors are chosen by it.
 
-    seen: Wide
-    trusted: Wide
+    None stands for inputs that nothing is known of, all alike and unrelated: the identity, which makes an SVD of
+    everything below.
+    """
+
+    seen: Wide | None = None
+    trusted: Wide | None = None
 
     @classmethod
     def of(cls, seen: Wide, rows: float, ridge: float = RIDGE) -> Second:
@@ -51,11 +55,6 @@ class Second:
         trusted = seen * share
         trusted[np.arange(width), np.arange(width)] = diagonal + ridge * float(diagonal.mean() if width else 0.0)
         return cls(seen, trusted)
-
-    @classmethod
-    def unknown(cls, width: int) -> Second:
-        """Of inputs that nothing is known of: all alike and unrelated, which makes an SVD of everything below."""
-        return cls(np.eye(width), np.eye(width))
 
 
 @dataclass(frozen=True)
@@ -88,15 +87,19 @@ def spectrum(matrix: Wide, second: Second) -> Spectrum:
     """The spectrum of W x; time of the shorter side cubed, and N K^2."""
     rows, width = matrix.shape
     if rows <= width:
-        return spectrum_of_outputs(matrix @ second.seen @ matrix.T, matrix @ second.trusted @ matrix.T)
-    values, axes = np.linalg.eigh(second.trusted)
-    spread = matrix @ (axes * np.sqrt(np.maximum(values, 0.0)))
+        return spectrum_of_outputs(
+            _weighed(matrix, second.seen) @ matrix.T, _weighed(matrix, second.trusted) @ matrix.T
+        )
+    spread = matrix
+    if second.trusted is not None:
+        values, axes = np.linalg.eigh(second.trusted)
+        spread = matrix @ (axes * np.sqrt(np.maximum(values, 0.0)))
     powers, turned = _descending(spread.T @ spread)
     kept = powers > _NOTHING * max(float(powers[0]), 1e-300)
     vectors = _signed((spread @ turned[:, kept]) / np.sqrt(powers[kept]))
     projected = vectors.T @ matrix
-    seen = np.einsum("rk,rk->r", projected @ second.seen, projected)
-    total = float(np.einsum("nk,nk->", matrix @ second.seen, matrix))
+    seen = np.einsum("rk,rk->r", _weighed(projected, second.seen), projected)
+    total = float(np.einsum("nk,nk->", _weighed(matrix, second.seen), matrix))
     # directions that were cut off hold nothing of the trusted moments, and what they hold of the seen is left over
     rest = max(0.0, total - float(seen.sum()))
     return Spectrum(vectors, np.append(np.maximum(seen, 0.0), rest), total)
@@ -107,6 +110,10 @@ def spectrum_of_outputs(seen: Wide, trusted: Wide) -> Spectrum:
     _, vectors = _descending(trusted)
     powers = np.einsum("nr,nr->r", seen @ vectors, vectors)
     return Spectrum(_signed(vectors), np.maximum(powers, 0.0), float(np.trace(seen)))
+
+
+def _weighed(matrix: Wide, moments: Wide | None) -> Wide:
+    return matrix if moments is None else matrix @ moments
 
 
 def _descending(symmetric: Wide) -> tuple[Wide, Wide]:
@@ -122,10 +129,10 @@ def _signed(vectors: Wide) -> Wide:
     return np.asarray(vectors * np.where(largest < 0, -1.0, 1.0))
 
 
-def squared_error(matrix: Wide, other: Wide, seen: Wide) -> float:
+def squared_error(matrix: Wide, other: Wide, seen: Wide | None) -> float:
     """tr((W - W') C (W - W')^T): the squared error of the outputs, summed over them."""
     apart = matrix - other
-    return max(0.0, float(np.einsum("nk,nk->", apart @ seen, apart)))
+    return max(0.0, float(np.einsum("nk,nk->", _weighed(apart, seen), apart)))
 
 
 @dataclass(frozen=True)
@@ -144,7 +151,7 @@ def strips(weight: Wide, second: Second, rank: int, turns: int = TURNS) -> Strip
     """The spatial form of `weight` [N, C, kh, kw]; second: of patches, in the order of the weight's own axes."""
     outputs, channels, tall, wide = weight.shape
     flat = weight.reshape(outputs, -1)
-    spread = _Spread(second.trusted, wide)
+    spread = _Spread(second.trusted, flat.shape[1], wide)
     unfolded = weight.transpose(0, 3, 1, 2).reshape(outputs * wide, channels * tall)
     _, first = spectrum(unfolded, Second(spread.average, spread.average)).split(unfolded, rank)
     last = spread.regressed(flat, first)
@@ -171,7 +178,7 @@ def tucker(weight: Wide, second: Second, ranks: tuple[int, int], turns: int = TU
     """The Tucker-2 form of `weight` [N, C, P], P positions of the kernel. ranks: of the input, of the output."""
     outputs, channels, taps = weight.shape
     flat = weight.reshape(outputs, -1)
-    spread = _Spread(second.trusted, taps)
+    spread = _Spread(second.trusted, flat.shape[1], taps)
     unfolded = weight.transpose(0, 2, 1).reshape(outputs * taps, channels)
     _, first = spectrum(unfolded, Second(spread.average, spread.average)).split(unfolded, ranks[0])
 
@@ -193,7 +200,8 @@ class _Spread:
     The inputs are in the order (m, p), and have the second moments [M P, M P].
     """
 
-    def __init__(self, second: Wide, parts: int) -> None:
+    def __init__(self, second: Wide | None, width: int, parts: int) -> None:
+        second = np.eye(width) if second is None else second
         self._second, self._parts = second, parts
         self._width = len(second) // parts
         self._blocks = second.reshape(self._width, parts, -1)

@@ -109,7 +109,7 @@ def test_shrunk_moments_are_better_on_inputs_not_seen_where_few_were() -> None:
 
 def test_nothing_known_makes_plain_singular_vectors() -> None:
     weight = np.random.default_rng(7).standard_normal((30, 50))
-    last, first = spectrum(weight, Second.unknown(50)).split(weight, 10)
+    last, first = spectrum(weight, Second()).split(weight, 10)
     np.testing.assert_allclose(last @ first, truncated(weight, 10), atol=1e-9)
 
 
@@ -117,7 +117,7 @@ def test_nothing_known_makes_plain_singular_vectors() -> None:
 def test_rank_is_found_and_more_than_all_of_it_loses_nothing(rows: int, width: int) -> None:
     rng = np.random.default_rng(8)
     weight = rng.standard_normal((rows, 7)) @ rng.standard_normal((7, width))
-    found = spectrum(weight, Second.unknown(width))
+    found = spectrum(weight, Second())
     assert found.rank(1e-13) == 7
     assert found.rank(1.0) == 0
     last, first = found.split(weight, 200)
@@ -142,7 +142,7 @@ def test_inputs_that_never_vary_cost_nothing_and_break_nothing() -> None:
 
 def test_signs_do_not_depend_on_the_solver() -> None:
     weight = np.random.default_rng(11).standard_normal((12, 16))
-    vectors = spectrum(weight, Second.unknown(16)).vectors
+    vectors = spectrum(weight, Second()).vectors
     largest = np.take_along_axis(vectors, np.abs(vectors).argmax(axis=0)[None], axis=0)
     assert (largest > 0).all()
 
@@ -179,7 +179,7 @@ def test_kernel_forms_are_whitened_too_and_alternation_helps() -> None:
         other = tucker(weight.reshape(24, 16, 9), second, (10, 16), turns).dense().reshape(24, -1)
         return [squared_error(flat, each, seen) for each in (one, other)]
 
-    plain, started, whitened = errors(Second.unknown(144)), errors(exact(seen), 0), errors(exact(seen))
+    plain, started, whitened = errors(Second()), errors(exact(seen), 0), errors(exact(seen))
     for without, start, with_ in zip(plain, started, whitened, strict=True):
         assert with_ < start
         assert with_ < 0.8 * without
