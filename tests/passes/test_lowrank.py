@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx.parser
 import pytest
+from onnx import numpy_helper
 
+import onnxopt
 from onnxopt.errors import UsageError
 from onnxopt.graph.macs import layer_macs
 from onnxopt.graph.shapes import known
-from onnxopt.model import Constant, Model
+from onnxopt.model import Constant, Model, load
 from onnxopt.passbase import Effect
 from onnxopt.passes.lowrank import LowRank
 from onnxopt.pipeline.grammar import canonical
@@ -560,3 +564,41 @@ def test_a_split_computes_what_its_trial_did(form: str, monkeypatch: pytest.Monk
     split(model, images(), ratio=0.5, forms=(form,), refit=False)
     [made] = outputs(model, images()[-1])
     assert min(float(np.abs(made - each).max()) for each in dense) < 1e-4
+
+
+def test_layers_in_local_functions_stay() -> None:
+    proto = onnx.parser.parse_model("""<ir_version: 8, opset_import: ["" : 17, "f" : 1]>
+        g (float[n, 96] x) => (float[n, 96] y) { y = f.layer(x) }
+        <domain: "f", opset_import: ["" : 17]> layer (x) => (y) { y = Relu(x) }""")
+    product = proto.functions[0].node.add(op_type="MatMul", input=["y_", "w"], output=["y"])
+    proto.functions[0].node[0].output[0] = "y_"
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=numpy_helper.from_array(weight(96, 96)))
+    proto.functions[0].node.insert(0, constant)
+    assert product.output[0] == "y"
+    model = load(proto)
+    result = split(model, rows(4), ratio=0.3)
+    assert not result.changes
+    assert any("local function" in skip.reason for skip in result.skipped)
+
+
+def test_layers_quantized_before_stay(tmp_path: Path) -> None:
+    model = parse(*ROWS["gemm"])
+    model.save(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=np.concatenate([feed["x"] for feed in rows()]))
+    made = onnxopt.optimize(
+        tmp_path / "m.onnx", "int8:all_layers=true,lowrank:ratio=0.5", tmp_path / "data.npz", latency_seconds=0
+    )
+    [record] = [each for each in made.report.passes if each.name == "lowrank"]
+    assert not record.changes
+    assert any("already quantized" in note for note in record.notes)
+
+
+def test_low_rank_keeps_its_promise_of_rounding_in_a_pipeline(tmp_path: Path) -> None:
+    text = "g (float[n, 2000, 96] x) => (float[n, 2000, 64] y) { a = MatMul(x, w) y = Add(b, a) }"
+    parse(text, {"w": low(96, 64), "b": normal(64)}).save(tmp_path / "m.onnx")
+    np.savez(tmp_path / "data.npz", x=normal(6, 2000, 96))
+    made = onnxopt.optimize(tmp_path / "m.onnx", "lowrank", tmp_path / "data.npz", latency_seconds=0)
+    [record] = [each for each in made.report.passes if each.name == "lowrank"]
+    assert record.status.value == "changed"
+    assert record.effect == "rounding"
+    assert [node.op for node in made.model.graph.nodes] == ["MatMul", "MatMul", "Add"]
