@@ -334,9 +334,12 @@ class _Run:
         unit = "parameters" if self.settings.of == "parameters" else "latency"
         share = form.work.of(unit) / curve.whole.of(unit)
         what = "of its parameters" if unit == "parameters" else "of its time"
-        known = self._inputs[layer].rows is not None
-        error = f", leaves {form.error:.2g} of {'its outputs' if known else 'the weights'}" if form.error else ""
-        return f"{form} of {of}, {share:.2f} {what}{error}"
+        if not form.error:
+            return f"{form} of {of}, {share:.2f} {what}"
+        inputs = self._inputs[layer]
+        left = f"leaves {form.error:.2g} of its {'outputs' if inputs.rows is not None else 'weights'}"
+        blind = f", by its weights alone: {inputs.reason}" if inputs.reason and not self._blind else ""
+        return f"{form} of {of}, {share:.2f} {what}, {left}{blind}"
 
     def _report(self, steps: Sequence[Step], curves: Sequence[Curve]) -> None:
         unit = self.settings.of

@@ -492,7 +492,8 @@ def test_layers_in_loops_are_split_by_their_weights() -> None:
     values = np.asarray(low(96, 96, rank=10) * 20, np.float32)
     model, before = (parse(text, {"w": values}) for _ in range(2))
     feeds = [{"x": normal(4, 96, seed=seed), "m": np.array(3)} for seed in range(5)]
-    assert split(model, feeds, ratio=0.5).changes
+    [change] = split(model, feeds, ratio=0.5).changes
+    assert "by its weights alone: what it reads is in the body of a Loop" in change.detail
     assert apart(model, before, feeds) < 1e-4
 
 
@@ -602,3 +603,25 @@ def test_low_rank_keeps_its_promise_of_rounding_in_a_pipeline(tmp_path: Path) ->
     assert record.status.value == "changed"
     assert record.effect == "rounding"
     assert [node.op for node in made.model.graph.nodes] == ["MatMul", "MatMul", "Add"]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_kernels_in_every_form_come_closer_than_plain_factors(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    channels, made = (int(size) * 16 for size in rng.integers(1, 5, 2))
+    tall, wide = (int(size) for size in rng.integers(1, 6, 2))
+    group = int(rng.choice([1, 1, 2]))
+    strides, dilations = rng.integers(1, 3, 2).tolist(), rng.integers(1, 3, 2).tolist()
+    pads = f"pads = {rng.integers(0, 3, 4).tolist()}, dilations = {dilations}"
+    kernel = str(rng.choice([pads, 'auto_pad = "SAME_UPPER"', 'auto_pad = "SAME_LOWER"', 'auto_pad = "VALID"']))
+    text = (
+        f"g (float[2, {channels}, 15, 14] x) => (float[a, b, c, d] y) {{ "
+        f"r = Conv<{kernel}, strides = {strides}, group = {group}>(x, w, b) y = Relu(r) }}"
+    )
+    constants = {"w": weight(made, channels // group, tall, wide, seed=seed), "b": normal(made)}
+    feeds = [{"x": together(2, channels, 15, 14, seed=at, axis=1)} for at in range(4)]
+    for form in ("factors", "strips", "tucker"):
+        model, plain, before = (parse(text, constants) for _ in range(3))
+        if split(model, feeds, ratio=0.3, forms=(form,)).changes:
+            split(plain, feeds, ratio=0.3, forms=(form,), refit=False, whiten=False)
+            assert apart(model, before, feeds) < apart(plain, before, feeds)
