@@ -92,7 +92,7 @@ class Layer:
         values = np.asarray(self.weight.values, np.float64)
         if self.kind is Kind.TABLE:
             return np.ascontiguousarray(values.T)[None]
-        matrix = self.readers[0].view.matrix(values)  # type: ignore[arg-type]
+        matrix = self.readers[0].view.matrix(values)
         return np.asarray(matrix, np.float64).reshape(self.groups, -1, self.inputs)
 
     def stored(self, matrices: Wide) -> npt.NDArray[Any]:
