@@ -6,7 +6,7 @@ the runtime folds when it loads the model. `Opened` shows them as weights again 
 
 from onnxopt.encoding.find import find_channel_palette, find_mask, find_palette
 from onnxopt.encoding.forms import Form, Masked, MaskedPalette, Palette, Sparse
-from onnxopt.encoding.opened import Opened, smallest
+from onnxopt.encoding.opened import Opened, parameters, smallest
 from onnxopt.encoding.store import Stored, described, kept_dense, store
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "find_mask",
     "find_palette",
     "kept_dense",
+    "parameters",
     "smallest",
     "store",
 ]

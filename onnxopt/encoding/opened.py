@@ -20,6 +20,7 @@ from onnxopt.encoding.store import kept_dense, store
 from onnxopt.graph import detach, replace_inputs
 from onnxopt.graph.extract import extract
 from onnxopt.graph.operators import opset_of
+from onnxopt.graph.shapes import Fact, known
 from onnxopt.graph.sort import sorted_nodes
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.model.tensor_data import TensorData
@@ -295,3 +296,23 @@ def _decoded(cones: list[_Cone], model: Model, evaluate: Evaluate) -> dict[int, 
 def _smaller(cone: _Cone, values: NDArray[Any] | None) -> bool:
     """Whether the constants of a cone take fewer bytes than what they stand for; None: it could not be computed."""
     return values is not None and cone.nbytes < values.nbytes
+
+
+def parameters(model: Model) -> int:
+    """`Model.parameters` with stored forms counted as the weights that they stand for, as far as shapes are known."""
+    total = model.parameters()
+    counted: set[int] = set()
+    cones = list(_cones(model, shared=False))
+    facts = known(model) if cones else {}
+    for cone in cones:
+        fact = facts.get(id(cone.made), Fact())
+        if fact.shape is None or fact.dtype is None or not all(isinstance(size, int) for size in fact.shape):
+            continue
+        elements = int(np.prod([int(size or 0) for size in fact.shape], dtype=np.int64))
+        if cone.nbytes >= elements * fact.dtype.itemsize:
+            continue
+        held = {constant.data.uid: constant.data for constant in cone.constants}
+        stored = [data for uid, data in held.items() if uid not in counted and data.shape and data.dtype != np.int64]
+        total += elements - sum(data.size for data in stored)
+        counted |= set(held)
+    return total

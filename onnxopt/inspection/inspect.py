@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from onnxopt.encoding import parameters
 from onnxopt.errors import UsageError
 from onnxopt.graph import infer
 from onnxopt.graph.input_shapes import with_input_shapes
@@ -51,7 +52,7 @@ def inspect_model(model: Model, path: Path | None = None, refused: str = "") -> 
         bodies=sum(body.parent is not None for body in model.bodies()),
         functions=len(model.functions),
         operators=_operators(model),
-        parameters=model.parameters(),
+        parameters=parameters(model),
         weight_bytes=model.nbytes(),
         element_types=_element_types(model),
         largest=_largest(copy, values),

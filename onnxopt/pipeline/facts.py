@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from onnxopt.encoding import parameters
 from onnxopt.feeds import Split
 from onnxopt.model import Model
 from onnxopt.model import files as model_files
@@ -40,7 +41,7 @@ def facts(model: Model, path: Path | None = None) -> ModelFacts:
         sha256=sha256,
         file_bytes=size,
         compressed_bytes=None,
-        parameters=model.parameters(),
+        parameters=parameters(model),
         nodes=model.node_count(),
         opset=model.opset,
         ir_version=model.ir_version,

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from threadpoolctl import threadpool_limits
 
 from onnxopt.calibration import Requests, Statistics, collect
-from onnxopt.encoding import Opened
+from onnxopt.encoding import Opened, parameters
 from onnxopt.errors import LimitError, OnnxoptError, PassError, UsageError
 from onnxopt.feeds import Split
 from onnxopt.model import Model, Snapshot
@@ -101,7 +101,7 @@ class Runner:
         self._left = None
         if self.stages is not None and start.mark is not None:
             self.stages.rewind(start.mark)
-        counts = (self.model.node_count(), self.model.parameters())
+        counts = (self.model.node_count(), parameters(self.model))
         for at in range(start.records, len(self.records)):
             record = self.records[at]
             if record.status is Status.CHANGED:
@@ -123,7 +123,7 @@ class Runner:
         # what the last pass left is what this one finds
         before = self._left if self._left is not None else self.model.snapshot()
         self._left = None
-        counts = (self.model.node_count(), self.model.parameters())
+        counts = (self.model.node_count(), parameters(self.model))
         started = time.perf_counter()
         result, comparison = PassResult(), None
         seconds = 0.0
@@ -284,7 +284,7 @@ def _record(
         nodes_before=counts[0],
         nodes_after=model.node_count(),
         parameters_before=counts[1],
-        parameters_after=model.parameters(),
+        parameters_after=parameters(model),
         seconds=times[0],
         verify_seconds=times[1],
         comparison=comparison,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.encoding import Form, Opened, find_palette, store
+from onnxopt.encoding import Form, Opened, find_palette, parameters, store
 from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Model, load
 from onnxopt.pipeline.passes import evaluate
@@ -180,3 +180,14 @@ def test_a_layout_of_a_changed_weight_is_not_put_back() -> None:
     feeds: dict[str, Array] = {"i": np.arange(5), "t": np.ones((48, 9), np.float32)}
     expected = constant(model, "W").values[:5] @ old
     assert np.allclose(run(model, LEVELS[3], feeds)[0], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_parameters_are_those_of_the_weights(kind: str) -> None:
+    """Not the codes, of which a byte may hold several: within what small constants of decoding come to."""
+    wanted = form(kind)
+    dense = parameters(model_of(wanted.values()))
+    assert dense == SHAPE[0] * SHAPE[1]
+    assert dense <= parameters(holding(wanted)) <= 1.05 * dense
+    again = load(holding(wanted).to_proto())
+    assert dense <= parameters(again) <= 1.05 * dense
