@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 from onnxopt.model import Constant, Node
@@ -20,11 +21,8 @@ class ValueNumbers:
 
     def add(self, node: Node, opset: int) -> None:
         """Number the outputs of a node whose inputs are constants or numbered; `opset` applies to its operator."""
-        proto = Exporter(0, inline).node(node)
-        for name in ("name", "input", "output", "doc_string", "metadata_props"):
-            proto.ClearField(name)
         inputs = tuple(self.number(tensor) for tensor in node.inputs)
-        key = (proto.SerializeToString(deterministic=True), opset, inputs)
+        key = (attribute_key(node), opset, inputs)
         for at, tensor in enumerate(node.outputs):
             self._of[id(tensor)] = self._intern((key, at))
 
@@ -34,10 +32,26 @@ class ValueNumbers:
             return -1
         if not isinstance(tensor, Constant):
             return self._of[id(tensor)]
-        data = tensor.data
-        if data.nbytes > _BY_CONTENT or data.dtype.kind == "O" or data.sparse is not None:
-            return self._intern(data.uid)
-        return self._intern((str(data.dtype), data.shape, bytes(data.raw_bytes())))
+        return self._intern(constant_key(tensor))
 
     def _intern(self, key: Any) -> int:
         return self._known.setdefault(key, len(self._known))
+
+
+def attribute_key(node: Node) -> bytes:
+    """Operator and attributes, byte by byte, in whatever order they stand."""
+    proto = Exporter(0, inline).node(node)
+    for name in ("name", "input", "output", "doc_string", "metadata_props"):
+        proto.ClearField(name)
+    attributes = sorted(proto.attribute, key=lambda attribute: attribute.name)
+    proto.ClearField("attribute")
+    proto.attribute.extend(attributes)
+    return bytes(proto.SerializeToString(deterministic=True))
+
+
+def constant_key(constant: Constant) -> Hashable:
+    """Equal for constants of equal type, shape and bytes, where these are few; else for one and the same content."""
+    data = constant.data
+    if data.nbytes > _BY_CONTENT or data.dtype.kind == "O" or data.sparse is not None:
+        return data.uid
+    return str(data.dtype), data.shape, bytes(data.raw_bytes())
