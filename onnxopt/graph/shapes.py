@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TypeProto, ValueInfoProto, helper, shape_inference
 
+from onnxopt.graph.loop_shapes import assume_carried
 from onnxopt.graph.shape_hints import shape_hints
 from onnxopt.model import Graph, Model
 from onnxopt.model.importer import describe
@@ -54,7 +55,7 @@ def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dic
         dtype, shape = describe(info)
         facts[id(tensor)] = Fact(dtype, None if shape is None else tuple(shape))
 
-    inferred = _inferred(proto)
+    inferred = assume_carried(proto, _inferred)
     if inferred is not None:
         _visit(model.graph, inferred.graph, note)
     return facts

@@ -126,7 +126,7 @@ class Edits:
             body = self.home.pop(id(node))
             self._changed[id(body)] = body
             self._gone[id(node)] = node
-            sources = list(node.inputs)
+            sources = self._leave(node)
             detach(node)
             for tensor in sources:
                 pending += tensor.inputs
@@ -134,6 +134,17 @@ class Edits:
                     self._unread[id(tensor)] = tensor
                 elif len(tensor.outputs) == 1:
                     self.touched += tensor.outputs
+
+    def _leave(self, node: Node) -> list[Any]:
+        """Take no account any more of what stands within a node; returns all tensors that were read for it."""
+        sources = list(node.inputs)
+        for body in Node.graphs(node):
+            self.forget(body)
+            for inner in body.nodes:
+                self.home.pop(id(inner), None)
+                self._gone[id(inner)] = inner
+                sources += self._leave(inner)
+        return sources
 
     def is_used(self, tensor: Any) -> bool:
         """Whether a node reads the tensor or a body gives it out."""

@@ -32,3 +32,15 @@ def reshape_target(before: Shape | None, after: Shape | None) -> list[int] | Non
     if entries.count(0) == 1 and None not in entries:
         entries[entries.index(0)] = -1
     return [-1 if entry is None else entry for entry in entries]
+
+
+def spreads_over(small: Shape | None, large: Shape | None) -> bool:
+    """Whether a tensor of shape `small` certainly broadcasts to `large` and leaves `large` as it is."""
+    if small is None or (large is None and small):
+        return False
+    if large is None:
+        return True
+    if len(small) > len(large):
+        return False
+    pairs = zip(small[::-1], large[::-1], strict=False)
+    return all(length == 1 or (length is not None and length == whole) for length, whole in pairs)
