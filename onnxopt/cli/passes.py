@@ -6,17 +6,23 @@ import dataclasses
 import textwrap
 from typing import Any, get_type_hints
 
-from onnxopt.passbase import lookup, names
+from onnxopt.passbase import lookup, names, pass_list, pass_lists
 
 _WIDTH = 80
 
 
 def overview() -> str:
     """One line a pass: its name and its help."""
-    known = names()
-    width = max(map(len, known), default=0)
+    known, lists = names(), pass_lists()
+    width = max(map(len, [*known, *lists]), default=0)
     lines = [_folded(f"{name:<{width}}  ", _help(name)) for name in known]
+    if lists:
+        lines += ["", *(_folded(f"{name:<{width}}  ", _members(name)) for name in lists)]
     return "\n".join([*lines, "", "onnxopt passes NAME shows the options of one."])
+
+
+def _members(name: str) -> str:
+    return f"a list of passes: {', '.join(dict.fromkeys(pass_list(name) or ()))}"
 
 
 def _help(name: str) -> str:
@@ -29,6 +35,9 @@ def _help(name: str) -> str:
 
 def describe(name: str) -> str:
     """Help, effect, preparation and options of one pass. Raises UsageError for an unknown one."""
+    if pass_list(name) is not None:
+        use = f"--passes {name} or --passes {name}:skip=PASS+PASS"
+        return "\n".join([_folded("", _members(name)), "", f"use       {use}"])
     pass_ = lookup(name)
     lines = [_folded("", pass_.help()), ""]
     lines.append(f"effect    {pass_().effect.value}, without options")

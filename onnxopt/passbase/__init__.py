@@ -1,7 +1,7 @@
 """What a pass is: its options, its effect, what it needs, what it reports."""
 
 from onnxopt.passbase.base import Effect, Pass, option, rewrite
-from onnxopt.passbase.lookup import lookup, names
+from onnxopt.passbase.lookup import lookup, names, pass_list, pass_lists
 from onnxopt.passbase.result import Change, Context, PassResult, Skip
 
 __all__ = [
@@ -14,5 +14,7 @@ __all__ = [
     "lookup",
     "names",
     "option",
+    "pass_list",
+    "pass_lists",
     "rewrite",
 ]

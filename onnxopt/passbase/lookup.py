@@ -1,4 +1,7 @@
-"""Passes by name: the entry-point group `onnxopt.passes`, or a class in a file."""
+"""Passes by name: the entry-point group `onnxopt.passes`, or a class in a file.
+
+Names in the entry-point group `onnxopt.pass_lists` stand for several passes.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,25 @@ from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.passbase.base import Pass
 
 GROUP = "onnxopt.passes"
+LISTS = "onnxopt.pass_lists"
 
 
 def names() -> list[str]:
     """Names of all installed passes, sorted."""
     return sorted({entry.name for entry in entry_points(group=GROUP)})
+
+
+def pass_lists() -> list[str]:
+    """Names that stand for several passes, sorted."""
+    return sorted({entry.name for entry in entry_points(group=LISTS)})
+
+
+def pass_list(name: str) -> tuple[str, ...] | None:
+    """The passes that a name stands for, each as in a pass list; None where it is no such name."""
+    for entry in entry_points(group=LISTS):
+        if entry.name == name:
+            return tuple(entry.load())
+    return None
 
 
 def lookup(name: str) -> type[Pass]:
@@ -31,7 +48,7 @@ def lookup(name: str) -> type[Pass]:
             if not (isinstance(found, type) and issubclass(found, Pass)):
                 raise UsageError(f"pass {name!r} ({entry.value}) is no Pass class", "fix the package that provides it")
             return found
-    raise UsageError(f"unknown pass {name!r}", did_you_mean(name, names()))
+    raise UsageError(f"unknown pass {name!r}", did_you_mean(name, [*names(), *pass_lists()]))
 
 
 def _from_file(path: str, member: str) -> type[Pass]:

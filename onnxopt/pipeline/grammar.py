@@ -5,6 +5,7 @@ prune:ratio=0.3:round_to=8,int8            passes apart by commas, options after
 int8:exclude=/head/conv+/tail/conv         the items of a list value are joined by +
 ./my_pass.py:MyPass:threshold=0.1          a pass of your own
 int8:exclude="a:0"                         quotes keep commas, colons and braces in a value
+simplify:skip=recompose+dedup              a name that stands for several passes, and those to be left out of them
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from onnxopt.errors import OnnxoptError, UsageError, did_you_mean
-from onnxopt.passbase import Pass, lookup, names
+from onnxopt.passbase import Pass, lookup, names, pass_list, pass_lists
 
 PassLike = str | Pass | type[Pass]
 
@@ -73,11 +74,12 @@ def _lookup_all(wanted: Iterable[str]) -> dict[str, type[Pass]]:
         try:
             found[name] = lookup(name)
         except UsageError:
-            if ".py:" in name or name in (known := names()):
+            if ".py:" in name or name in names():
                 raise
             unknown.append(name)
     if not unknown:
         return found
+    known = [*names(), *pass_lists()]
     if len(unknown) == 1:
         raise UsageError(f"unknown pass {unknown[0]!r}", did_you_mean(unknown[0], known))
     hints = dict.fromkeys(did_you_mean(name, known) for name in unknown)
@@ -92,8 +94,26 @@ def _entries(text: str) -> list[tuple[str, dict[str, str]]]:
             if entries or "," in text:
                 raise UsageError(f"an empty place in the pass list {text!r}", "take out the comma that is too much")
             continue
-        entries.append(_entry(part, entries[-1][0] if entries else "NAME"))
+        entries += _expanded(*_entry(part, entries[-1][0] if entries else "NAME"))
     return entries
+
+
+def _expanded(name: str, settings: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """The entries that a name stands for: the passes of a list, or itself."""
+    listed = pass_list(name)
+    if listed is None:
+        return [(name, settings)]
+    entries = [entry for text in listed for entry in _entries(text)]
+    known = list(dict.fromkeys(each for each, _ in entries))
+    skipped = [word for word in settings.get("skip", "").split("+") if word]
+    for option in settings:
+        if option != "skip":
+            hint = f"give options to its passes: {','.join(known)}"
+            raise UsageError(f"{name!r} is a list of passes and has no option {option!r}", hint)
+    for word in skipped:
+        if word not in known:
+            raise UsageError(f"the list {name!r} holds no pass {word!r}", did_you_mean(word, known))
+    return [entry for entry in entries if entry[0] not in skipped]
 
 
 def _entry(text: str, previous: str) -> tuple[str, dict[str, str]]:

@@ -137,7 +137,8 @@ class Op(Pattern):
         """All ways in which the node fits."""
         if node.op not in self.ops or node.kind[0] != self.domain:
             return
-        nodes = (node,) if found is None else (*found.nodes, node)
+        nodes = (node,) if found is None else found.nodes
+        nodes = nodes if any(node is each for each in nodes) else (*nodes, node)
         extended = Match(nodes, () if found is None else found.names).named(self.name, node)
         if extended is None:
             return
