@@ -314,7 +314,7 @@ def _nested(body: Graph, function: Function | None) -> Iterator[Graph]:
     body.function = function
     yield body
     for node in body.nodes:
-        for inner in Node.graphs(node):
+        for inner in Node.graphs(node) if node.attrs else ():
             inner.parent, inner.owner = body, node
             yield from _nested(inner, function)
 

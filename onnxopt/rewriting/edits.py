@@ -152,6 +152,8 @@ class Edits:
 
     def finish(self) -> None:
         """Write the lists of nodes, in order, and drop constants that lost their last reader."""
+        if not self._changed and not self._unread:
+            return
         for body in self._changed.values():
             body.nodes = [node for old in body.nodes for node in self._in_place_of(old)]
         self._added.clear()
