@@ -57,7 +57,7 @@ class _Search:
         scopes = [*above, table]
         version = opset_of(body)
         for node in sorted_nodes(body):
-            if not operators.is_pure(node):
+            if not self.edits.is_alive(node) or not operators.is_pure(node):
                 continue
             key = self._key(node, version)
             twin = next((scope[key] for scope in scopes if key in scope), None)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from onnxopt.model import Constant, Model
+from onnxopt.model import Constant, Model, Variable
 from onnxopt.passbase import Context, Effect, Pass, PassResult
 from onnxopt.rewriting import LOOKS_ALIKE, Make, Match, Rule, View, op, rewrite
 from onnxopt.rewriting.view import is_given
@@ -57,7 +57,9 @@ class _ZeroState(Rule):
         while inputs and inputs[-1] is None:
             inputs.pop()
         made = make.several(node.op, *inputs, outputs=len(node.outputs), **node.attrs)
-        return [new if view.edits.is_used(old) else None for old, new in zip(node.outputs, made, strict=True)]
+        used = [view.edits.is_used(old) for old in node.outputs]
+        make.nodes[-1].outputs = [new if wanted else Variable.empty() for new, wanted in zip(made, used, strict=True)]
+        return [new if wanted else None for new, wanted in zip(made, used, strict=True)]
 
 
 def _states(node: Any) -> list[int]:

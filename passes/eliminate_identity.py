@@ -8,9 +8,9 @@
 
 Besides Identity these are Cast to the type that a tensor has; Reshape, Flatten, Squeeze, Unsqueeze, Expand to the
 shape that it has; Transpose, Pad, Slice, Split, Concat, Tile, Resize that move nothing; Dropout outside of training;
-Sum, Mean, Min, Max of one tensor; Clip without bounds; Not and Neg twice; products with 1, quotients by 1, the first
-power, sums with zero. x + 0.0 is 0.0 where x is -0.0: such sums stay unless `signed_zeros=false`; x + -0.0 and x - 0.0
-go in any case. A node between an input and an output of the model stays: it gives the output its name.
+Sum, Mean, Min, Max of one tensor; Clip of integers without bounds; Not and Neg twice; products with 1, quotients by 1,
+the first power, sums with zero. x + 0.0 is 0.0 where x is -0.0: such sums stay unless `signed_zeros=false`; x + -0.0
+and x - 0.0 go in any case. A node between an input and an output of the model stays: it gives the output its name.
 """
 
 from __future__ import annotations
@@ -208,12 +208,13 @@ class _DropoutInInference(_Removing):
 
 
 class _ClipToNothing(_Removing):
-    """Clip(x) = x without bounds."""
+    """Clip(x) = x without bounds, for integers; floats that are infinite become finite."""
 
     pattern = op("Clip", x)
 
     def check(self, found: Match, view: View) -> str | None:
-        return LOOKS_ALIKE if {"min", "max"} & set(found.root.attrs) or view.opset(found.root) < 11 else None
+        dtype = view.dtype(found["x"])
+        return None if view.opset(found.root) >= 12 and dtype is not None and dtype.kind in "iu" else LOOKS_ALIKE
 
 
 class _Twice(_Removing):

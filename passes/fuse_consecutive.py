@@ -237,37 +237,46 @@ class _Clips(_Fusing):
     )
 
     def check(self, found: Match, view: View) -> str | None:
-        first, second = (_bounds(node, view) for node in (found["first"], found.root))
+        dtype = view.dtype(found["x"])
+        if dtype is None:
+            return "its type is not known"
+        first, second = (_bounds(node, dtype) for node in (found["first"], found.root))
         if first is None or second is None:
             return "a bound is not constant"
         if not (first[0] <= first[1] and second[0] <= second[1]):
             return "a lower bound lies above the upper one"
         if found.root.op == found["first"].op == "Relu":
             return None
-        dtype = view.dtype(found["x"])
-        if dtype is None:
-            return "its type is not known"
-        old = view.opset(found.root) < 12 and dtype.kind not in "f"
+        old = (view.opset(found.root) < 12 and dtype.kind != "f") or dtype.name == "bfloat16"
         return LOOKS_ALIKE if old or view.opset(found.root) < 11 else None
 
     def rewrite(self, found: Match, make: Make, view: View) -> Any:
         if found.root.op == found["first"].op == "Relu":
             return make.like(found.root, found["x"])
-        first, second = (_bounds(node, view) for node in (found["first"], found.root))
+        dtype = view.dtype(found["x"])
+        assert dtype is not None
+        first, second = (_bounds(node, dtype) for node in (found["first"], found.root))
         assert first is not None
         assert second is not None
-        dtype = view.dtype(found["x"])
-        low, high = (min(max(bound, second[0]), second[1]) for bound in first)
-        inputs = [None if np.isinf(bound) else make.constant(np.array(bound, dtype)) for bound in (low, high)]
+        merged = (min(max(bound, second[0]), second[1]) for bound in first)
+        pairs = zip(merged, _limits(dtype), strict=True)
+        inputs = [None if bound == limit else make.constant(np.array(bound, dtype)) for bound, limit in pairs]
         return make("Clip", found["x"], *(inputs if inputs[1] is not None else inputs[:1]))
 
 
-def _bounds(node: Node, view: View) -> tuple[float, float] | None:
-    """The bounds of a Relu or a Clip, infinite where there are none; None where they are computed or NaN."""
+def _limits(dtype: np.dtype) -> tuple[float, float]:
+    """What a Clip without bounds clips to: infinities become finite."""
+    if dtype.kind in "iu":
+        return int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    return float(np.finfo(dtype).min), float(np.finfo(dtype).max)
+
+
+def _bounds(node: Node, dtype: np.dtype) -> tuple[float, float] | None:
+    """The bounds of a Relu or a Clip; None where they are computed or NaN."""
     if node.op == "Relu":
         return 0.0, np.inf
-    found = []
-    for at, name, absent in ((1, "min", -np.inf), (2, "max", np.inf)):
+    found: list[float] = []
+    for at, name, absent in zip((1, 2), ("min", "max"), _limits(dtype), strict=True):
         if name in node.attrs:
             found.append(float(node.attrs[name]))
         elif not is_given(node, at):
@@ -276,7 +285,7 @@ def _bounds(node: Node, view: View) -> tuple[float, float] | None:
             given = values(node.inputs[at])
             if given is None or given.size != 1 or np.isnan(given.astype(np.float64)).any():
                 return None
-            found.append(float(given.reshape(-1)[0]))
+            found.append(given.reshape(-1)[0].item())
     return found[0], found[1]
 
 

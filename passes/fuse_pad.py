@@ -22,7 +22,6 @@ from onnxopt.graph.shapes import Fact, known
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
-
 # onnxruntime's blocked convolution takes 1.3 to 4.6 times as long with pads of its own where an image is one wide and
 # the kernel at least this long
 _LONG = 8

@@ -60,9 +60,13 @@ class _Round:
         self.view = View(model, self.edits)
         self.symbols = Symbols(self.view)
         self.changes: list[Change] = []
+        self.gathers: list[Node] = []
 
     def run(self) -> list[Change]:
         self.visit(self.view.model.graph, [])
+        for node in self.gathers:
+            if self.edits.is_alive(node):
+                self.shorten(node)
         self.edits.finish()
         return self.changes
 
@@ -88,17 +92,21 @@ class _Round:
                 self.replace(node, lambda make: make.constant(values, result.name), f"is always {values.tolist()}")
             return
         key = (known, str(dtype))
-        twin = next((scope[key] for scope in scopes if key in scope), None)
+        twin = next((scope[key] for scope in scopes if key in scope and self.is_made(scope[key])), None)
         if twin is not None and twin is not node.outputs[0]:
             self.replace(node, lambda _make: twin, f"is the same as {twin.name}")
             return
         scopes[-1][key] = result
-        self.shorten(node)
+        if node.op == "Gather":
+            self.gathers.append(node)
+
+    def is_made(self, tensor: Any) -> bool:
+        """Whether the node that made the tensor is still there."""
+        return bool(tensor.inputs) and self.edits.is_alive(tensor.inputs[0])
 
     def shorten(self, node: Node) -> None:
         """Gather(Shape(x), [a, a + 1, ...]) = Shape(x)[a : ...], from opset 15 on."""
-        shape = self.view.maker(node.inputs[0], "Shape") if node.op == "Gather" else None
-        at = node.inputs[1] if node.op == "Gather" else None
+        shape, at = self.view.maker(node.inputs[0], "Shape"), node.inputs[1]
         if shape is None or not isinstance(at, Constant) or len(at.shape) != 1 or self.view.opset(node) < 15:
             return
         rank = self.view.rank(shape.inputs[0])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from onnx import AttributeProto, GraphProto, ModelProto, TypeProto, ValueInfoProto, helper, shape_inference
+from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, shape_inference
 
 from onnxopt.graph.loop_shapes import assume_carried
 from onnxopt.graph.shape_hints import shape_hints
@@ -43,6 +43,7 @@ def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dic
     """
     proto, _ = model.skeleton()
     forget(proto.graph, main=True)
+    _hand_down(proto.graph, {})
     for info in proto.graph.input:
         if given is not None and info.name in given and info.type.WhichOneof("value") == "tensor_type":
             dims = info.type.tensor_type.shape.dim
@@ -74,6 +75,35 @@ def forget(graph: GraphProto, main: bool) -> None:
         for attribute in node.attribute:
             for body in _bodies(attribute):
                 forget(body, main=False)
+
+
+# Elements of integer constants that bodies are shown, such as axes and target shapes.
+_HANDED_DOWN = 64
+
+
+def _hand_down(graph: GraphProto, above: dict[str, TensorProto]) -> None:
+    """Give bodies copies of small integer constants that they read from around: inference does not look there."""
+    own = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
+            own[node.output[0]] = node.attribute[0].t
+    small = {name: each for name, each in own.items() if each.data_type in _INTEGERS and not each.external_data}
+    known = above | {name: each for name, each in small.items() if np.prod(each.dims, dtype=np.int64) <= _HANDED_DOWN}
+    for name in [name for node in graph.node for name in node.output if name] + [info.name for info in graph.input]:
+        if name not in own:
+            known.pop(name, None)  # it hides the constant of that name
+    for node in graph.node:
+        for attribute in node.attribute:
+            for body in _bodies(attribute):
+                _hand_down(body, known)
+    there = {*own, *(info.name for info in graph.input), *(name for node in graph.node for name in node.output)}
+    for name in dict.fromkeys(name for node in graph.node for name in node.input):
+        if name in above and name not in there:
+            graph.initializer.add().CopyFrom(above[name])
+            graph.initializer[-1].name = name
+
+
+_INTEGERS = frozenset({TensorProto.INT32, TensorProto.INT64})
 
 
 def _forget_shape(kind: TypeProto) -> None:

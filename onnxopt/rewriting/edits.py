@@ -178,6 +178,8 @@ class Edits:
 
     def _redirect(self, old: Any, new: Any) -> None:
         """Give the uses of `old` to `new`; where `old` is an output, `new` takes its name by becoming it."""
+        for source in new.inputs:  # its body may have to be sorted anew, for readers that stand before it
+            self._changed[id(self.home[id(source)])] = self.home[id(source)]
         if not self.outputs.get(id(old)):
             self.touched += old.outputs
             self._keep_scalars(old, new)
