@@ -134,6 +134,8 @@ def _fused_behind(found: Match, view: View) -> _Fused:
     step = _step(found.root, found["c"], 1 if "Conv" in layer.op else rank - 1, rank)
     if step is None or max(step.scale.size, step.shift.size) not in (1, channels):
         return LOOKS_ALIKE
+    if not np.all(np.isfinite([*step.scale, *step.shift])):
+        return f"what follows {layer.op} {label(layer)} is not finite"
     if layer.op == "MatMul":
         if not bool(np.all(step.shift == 0)):
             return LOOKS_ALIKE

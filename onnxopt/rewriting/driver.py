@@ -107,8 +107,9 @@ class _Driver:
                 self.pending.append(node)
 
     def visit(self, node: Node) -> None:
-        for rule, pattern in self.by_kind[node.kind]:
+        for rule, _ in self.by_kind[node.kind]:
             self.refused.pop((id(node), rule.name), None)
+        for rule, pattern in self.by_kind[node.kind]:
             for found in pattern.of(node):
                 reason = self.reason(rule, found)
                 if reason:
