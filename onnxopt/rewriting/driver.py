@@ -138,10 +138,17 @@ class _Driver:
         result = rule.rewrite(found, make, self.view)
         values: Sequence[Any] = result if isinstance(result, list) else [result]
         values = [*values, *[None] * (len(root.outputs) - len(values))]
+        pairs = zip(root.outputs, values, strict=True)
+        missing = [old.name for old, new in pairs if new is None and self.edits.is_used(old)]
+        if missing:
+            raise PassError(
+                f"rule {rule.name} gives nothing for the output {missing[0]!r} of {root.op} {name}, which is read",
+                "return a list with a tensor for each output of the last node that is in use",
+            )
         if not self.edits.replace(root, values, make.nodes, found.nodes, rule.copies):
             self.refused[id(root), rule.name] = (root, "it gives an output of the graph its name")
             return False
-        self.follow(rule, found, make)
+        self.follow(rule, found, make, name)
         self.held += found.nodes
         after = " and ".join(node.op for node in make.nodes)
         detail = f"{rule.name}: {root.op}" + (f" with {before}" if before else "") + (f", now {after}" if after else "")
@@ -149,7 +156,7 @@ class _Driver:
         self.queue(self.around(self.edits.touched))
         return True
 
-    def follow(self, rule: Rule, found: Match, make: Make) -> None:
+    def follow(self, rule: Rule, found: Match, make: Make, name: str) -> None:
         """Keep count of rewrites that made no fewer nodes, along each line of descent."""
         count, line = max((self.descent.get(id(node), (0, ())) for node in found.nodes), key=lambda each: each[0])
         gone = sum(not self.edits.is_alive(node) for node in found.nodes)
@@ -159,7 +166,7 @@ class _Driver:
             self.descent[id(node)] = (count, line)
         if count > self.most:
             raise PassError(
-                f"rules undo each other without end at {label(found.root)!r}: {', '.join(sorted(set(line)))}",
+                f"rules undo each other without end at {name!r}: {', '.join(sorted(set(line)))}",
                 "leave one of them out, or let its check refuse what the other one writes",
             )
 
