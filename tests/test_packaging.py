@@ -37,7 +37,8 @@ def test_passes_are_a_top_level_folder_under_a_relative_link(project: dict[str, 
 
 def test_every_pass_file_is_registered_and_loads(project: dict[str, Any]) -> None:
     entries: dict[str, str] = project["project"]["entry-points"]["onnxopt.passes"]
-    modules = {value.split(":")[0] for value in entries.values()}
+    lists: dict[str, str] = project["project"]["entry-points"]["onnxopt.pass_lists"]
+    modules = {value.split(":")[0] for value in (*entries.values(), *lists.values())}
     files = {f"onnxopt.passes.{path.stem}" for path in (ROOT / "passes").glob("*.py") if path.stem != "__init__"}
     assert modules == files
     for name, value in entries.items():

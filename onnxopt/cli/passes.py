@@ -14,7 +14,7 @@ _WIDTH = 80
 def overview() -> str:
     """One line a pass: its name and its help."""
     known, lists = names(), pass_lists()
-    width = max(map(len, [*known, *lists]), default=0)
+    width = max(map(len, known), default=0)
     lines = [_folded(f"{name:<{width}}  ", _help(name)) for name in known]
     if lists:
         lines += ["", *(_folded(f"{name:<{width}}  ", _members(name)) for name in lists)]

@@ -10,12 +10,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from onnxopt.cli.run import run
 from onnxopt.errors import OnnxoptError
 from onnxopt.passbase.lookup import lookup
 from onnxopt.pipeline.grammar import canonical, parse
+from tests.helpers import apply, model
+from tests.helpers import run as outputs_of
 
 ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -61,7 +64,7 @@ def test_the_commands_of_writing_a_pass_do_what_it_says(folder: Path, capsys: py
         assert words[0] == "onnxopt"
         assert run([*words[1:], *(["--latency-seconds", "0"] if words[1] != "passes" else [])]) == code
         outputs.append(capsys.readouterr())
-    hard, boast, shown, four, tenth = outputs
+    hard, boast, shown, four, tenth, powers = outputs
     assert "verdict   passed" in hard.out
     assert "hard_gates" in hard.out
     said = next(line for line in WRITING.splitlines() if line.strip().startswith("error:")).strip().removesuffix("...")
@@ -71,6 +74,19 @@ def test_the_commands_of_writing_a_pass_do_what_it_says(folder: Path, capsys: py
     assert "1 replaced" in four.out
     assert "its inputs exceed 0.1" in tenth.out
     assert "verdict   unchanged" in tenth.out
+    assert "Make one power of a product of powers." in powers.out
+
+
+def test_the_rule_of_writing_a_pass_does_what_it_says(folder: Path) -> None:
+    rule = lookup("powers.py:FusePowers")
+    target = model(
+        """g (float[3] x, double w) => (float[3] y, double z) <float two = {2}, double zwei = {2}> {
+        a = Pow(x, two) y = Mul(a, x) b = Pow(w, zwei) z = Mul(w, b) }"""
+    )
+    result = apply(rule(), target)
+    assert [node.op for node in target.graph.nodes] == ["Pow", "Pow", "Mul"]
+    assert [(skip.node, skip.reason) for skip in result.skipped] == [("z", "its type is not float32")]
+    assert np.allclose(outputs_of(target, {"x": np.array([1, 2, 3], np.float32), "w": np.array(2.0)})["y"], [1, 8, 27])
 
 
 def test_the_python_of_writing_a_pass_runs(folder: Path) -> None:
