@@ -43,6 +43,8 @@ def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dic
     """
     proto, _ = model.skeleton()
     forget(proto.graph, main=True)
+    for info in proto.graph.input:
+        _forget_names(info)
     _hand_down(proto.graph, {})
     for info in proto.graph.input:
         if given is not None and info.name in given and info.type.WhichOneof("value") == "tensor_type":
@@ -75,6 +77,19 @@ def forget(graph: GraphProto, main: bool) -> None:
         for attribute in node.attribute:
             for body in _bodies(attribute):
                 forget(body, main=False)
+
+
+# What exporters call every open length, or lengths of which nobody knows whether they are equal.
+_NO_NAMES = frozenset({"", "?", "*", "-1", "any", "dim", "dynamic", "n/a", "nan", "none", "null", "unk", "unknown"})
+
+
+def _forget_names(info: ValueInfoProto) -> None:
+    """Drop names of open lengths that do not tell which are equal: placeholders, and what one shape holds twice."""
+    dims = info.type.tensor_type.shape.dim
+    names = [dim.dim_param for dim in dims]
+    for dim, name in zip(dims, names, strict=True):
+        if name and (name.strip().lower() in _NO_NAMES or names.count(name) > 1):
+            dim.ClearField("dim_param")
 
 
 # Elements of integer constants that bodies are shown, such as axes and target shapes.

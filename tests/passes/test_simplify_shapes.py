@@ -77,6 +77,21 @@ def test_targets_of_two_open_lengths_are_computed(body: str) -> None:
     assert_equal(run(source, feeds()), run(target, feeds()))
 
 
+@pytest.mark.parametrize("name", ["?", "None", "unknown", "N"])
+def test_a_name_of_several_lengths_says_nothing(name: str) -> None:
+    # some exporters call every open length the same
+    source = proto(
+        """g (float[A,B,3] x) => (float[a,b,c] y) <int64[1] v0 = {0}, int64[1] v1 = {1}, int64[1] c3 = {3}> {
+        s = Shape(x) n = Gather(s, v0) k = Gather(s, v1) t = Concat<axis = 0>(k, n, c3) y = Reshape(x, t) }"""
+    )
+    for dim in source.graph.input[0].type.tensor_type.shape.dim[:2]:
+        dim.dim_param = name
+    target = load(source)
+    apply(SimplifyShapes(), target)
+    given = {"x": np.arange(30, dtype=np.float32).reshape(2, 5, 3)}
+    assert_equal(run(source, given), run(target, given))
+
+
 def test_allowzero_means_zero() -> None:
     source = proto(
         "g (float[N,12] x) => (float[a,b] y) { s = Shape(x) t = Identity(s) y = Reshape<allowzero = 1>(x, t) }"
