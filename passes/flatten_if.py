@@ -48,6 +48,7 @@ class _OneWayIf(Rule):
 
     def __init__(self, model: Model) -> None:
         self.names = Counter(tensor.name for body in model.bodies() for tensor in _defined(body))
+        self.node_names = Counter(node.name for body in model.bodies() for node in body.nodes)
         # what conditions must be wherever a body runs: (condition, value, body)
         self.forced: list[tuple[Any, bool, Graph]] = []
 
@@ -86,6 +87,10 @@ class _OneWayIf(Rule):
             if self.names[tensor.name] > 1:
                 self.names[tensor.name] -= 1
                 tensor.name = make.edits.names.tensor(tensor.name)
+        for node in branch.nodes:
+            if node.name and self.node_names[node.name] > 1:
+                self.node_names[node.name] -= 1
+                node.name = make.edits.names.node(node.name)
 
 
 def _source(condition: Any, view: View) -> tuple[Any, bool]:

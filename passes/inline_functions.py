@@ -56,6 +56,8 @@ class _Inliner:
         self.functions: dict[_Key, FunctionProto] = fitting
         self.left = [function.name for function in proto.functions if _key(function) not in fitting]
         self.taken = set(_names(proto.graph))
+        self.next: dict[str, int] = {}
+        self.taken_nodes = set(_node_names(proto.graph))
 
     def inlined(self) -> ModelProto:
         """The model with all calls replaced, in functions that stay too."""
@@ -119,7 +121,7 @@ class _Inliner:
         """A node whose tensors are renamed; `names` learns what it makes."""
         copy = NodeProto()
         copy.CopyFrom(node)
-        copy.name = prefix + node.name if node.name else ""
+        copy.name = self._fresh(prefix + node.name, self.taken_nodes) if node.name else ""
         inputs = [names.get(name, name) for name in node.input]
         del copy.input[:], copy.output[:], copy.attribute[:]
         copy.input.extend(inputs)
@@ -157,13 +159,18 @@ class _Inliner:
     def _named(self, name: str, names: dict[str, str]) -> str:
         """The name that a tensor has here, a new one where it has none yet."""
         if name not in names:
-            number, fresh = 0, name
-            while fresh in self.taken:
-                number += 1
-                fresh = f"{name}_{number}"
-            self.taken.add(fresh)
-            names[name] = fresh
+            names[name] = self._fresh(name, self.taken)
         return names[name]
+
+    def _fresh(self, name: str, taken: set[str]) -> str:
+        """`name` where it is free, else with a number; taken then. The runtime wants names of nodes unique too."""
+        fresh, number = name, self.next.get(name, 0)
+        while fresh in taken:
+            number += 1
+            fresh = f"{name}_{number}"
+        self.next[name] = number
+        taken.add(fresh)
+        return fresh
 
 
 def _given(attribute: AttributeProto, attributes: dict[str, AttributeProto]) -> AttributeProto | None:
@@ -207,6 +214,13 @@ def _names(graph: GraphProto) -> Iterator[str]:
         yield from (*node.input, *node.output)
         for body in _bodies(node):
             yield from _names(body)
+
+
+def _node_names(graph: GraphProto) -> Iterator[str]:
+    for node in graph.node:
+        yield node.name
+        for body in _bodies(node):
+            yield from _node_names(body)
 
 
 def _bodies(node: NodeProto) -> Iterator[GraphProto]:

@@ -49,6 +49,40 @@ def test_a_function_of_another_operator_set_version_stays() -> None:
     assert operators(target) == ["F"]
 
 
+def test_names_of_nodes_are_told_apart_and_what_a_body_passes_through_stays() -> None:
+    source = proto(
+        """g (float[2] x) => (float[2] z) { y = own.F(x) z = own.F(y) }
+        <domain: "own", opset_import: ["" : 17]> F (a) => (b) {
+          n = Constant<value = int64 {3}>()
+          b = Loop (n, "", a) <body = l (int64 i, bool k, float[2] h) => (bool k, float[2] o) { o = Sin(h) }> }""",
+        imports='"own" : 1',
+    )
+    source.functions[0].node[1].name = "loop"
+    target = load(source)
+    apply(InlineFunctions(), target)
+    assert [node.name for node in target.graph.nodes] == ["loop", "loop_1"]
+    assert_valid(target)
+    given = {"x": np.array([0.5, -2], np.float32)}
+    assert_equal(run(source, given), run(target, given))
+
+
+def test_what_a_function_passes_through_or_does_not_give() -> None:
+    source = proto(
+        """g (float[2] x) => (float[2] y, float[2] z) { y, u = own.F(x) v, z = own.F(y) }
+        <domain: "own", opset_import: ["" : 17]> F (a, b) => (a, c) { c = Neg(a) }""",
+        imports='"own" : 1',
+    )
+    source.graph.node[0].output[1] = ""
+    source.graph.node[1].output[0] = ""
+    target = load(source)
+    apply(InlineFunctions(), target)
+    assert sorted(operators(target)) == ["Identity", "Neg", "Neg"]
+    assert_valid(target)
+    given = {"x": np.array([0.5, -2], np.float32)}
+    found = run(target, given)
+    assert (found["y"].tolist(), found["z"].tolist()) == ([0.5, -2], [-0.5, 2])
+
+
 def test_weights_are_shared_not_copied() -> None:
     source = with_weights(proto(CALLS, imports='"own" : 1'), w=np.arange(2, dtype=np.float32))
     target = load(source)
