@@ -8,9 +8,10 @@ Before a layer, with s along its input channels:          W (x s) + b = (W s) x 
     u = Mul(t, s)    s: float[C,1,1]
     y = Add(u, c)    c: float[C,1,1]
 
-Layers: Conv, ConvTranspose, Gemm, and MatMul by a constant, which takes factors only. Sums before a layer stay:
-x - mean may cancel digits that W x and W mean have lost. Everything is computed in float64 and rounded once. Weights
-that another layer reads too stay, for a second copy of them would make the model larger.
+Layers: Conv, ConvTranspose, Gemm, and MatMul by a constant, which takes factors only. A BatchNormalization that such a
+step kept from its layer goes in after it. Sums before a layer stay: x - mean may cancel digits that W x and W mean have
+lost. Everything is computed in float64 and rounded once. Weights that another layer reads too stay, for a second copy
+of them would make the model larger.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from onnxopt.graph import label
+from onnxopt.graph import label, operators
 from onnxopt.model import Constant, Model, Node
 from onnxopt.passbase import Context, Effect, Pass, PassResult
 from onnxopt.rewriting import LOOKS_ALIKE, REST, Make, Match, Rule, View, constant, op, rewrite, tensor
@@ -77,6 +78,18 @@ def _step(node: Node, c: Constant, axis: int, rank: int) -> _Step | None:
     return None if first or not np.all(np.abs(values) > 0) else _Step(1 / values, zero)
 
 
+def _normalization(node: Node) -> _Step | None:
+    """What a BatchNormalization does; None in training, or where its variance is not positive."""
+    if operators.is_training(node) or node.attrs.get("spatial", 1) != 1:
+        return None
+    scale, bias, mean, variance = (tensor.values.astype(np.float64) for tensor in node.inputs[1:])
+    spread = variance + float(np.float32(node.attrs.get("epsilon", 1e-5)))
+    if not np.all(spread > 0):
+        return None
+    factor = np.asarray(scale / np.sqrt(spread))
+    return _Step(factor, np.asarray(bias - mean * factor))
+
+
 class _Behind(Rule):
     """A layer and what follows it."""
 
@@ -84,6 +97,7 @@ class _Behind(Rule):
         op("Mul|Add", op(_LAYERS, name="layer"), constant("c")),
         op("Sub|Div", op(_LAYERS, name="layer"), constant("c")),
         op("Sub", constant("c"), op(_LAYERS, name="layer")),
+        op("BatchNormalization", op(_LAYERS, name="layer"), constant(), constant(), constant(), constant()),
     )
     done = "fused"
 
@@ -127,11 +141,15 @@ def _fused_behind(found: Match, view: View) -> _Fused:
         return LOOKS_ALIKE
     if layer.op in ("Conv", "ConvTranspose"):
         rank = len(weights.shape)
-    if rank is None or rank < 2 or found["c"].dtype != weights.dtype:
+    if rank is None or rank < 2:
         return LOOKS_ALIKE
     group = int(layer.attrs.get("group", 1))
     channels, shape = _output_channels(layer, weights, group)
-    step = _step(found.root, found["c"], 1 if "Conv" in layer.op else rank - 1, rank)
+    axis = 1 if "Conv" in layer.op else rank - 1
+    if found.root.op == "BatchNormalization":
+        step = _normalization(found.root) if axis == 1 and view.opset(found.root) >= 7 else None
+    else:
+        step = _step(found.root, found["c"], axis, rank) if found["c"].dtype == weights.dtype else None
     if step is None or max(step.scale.size, step.shift.size) not in (1, channels):
         return LOOKS_ALIKE
     if not np.all(np.isfinite([*step.scale, *step.shift])):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 SIMPLIFY: tuple[str, ...] = (
     "inline_functions",
+    "eliminate_dead_code",
     "fold_constants",
     "simplify_shapes",
     "flatten_if",

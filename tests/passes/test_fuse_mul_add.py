@@ -31,6 +31,7 @@ WEIGHTS = {
     "i": normal(4, 1, 1, seed=6),
     "r": normal(6, seed=7),
     "r4": normal(4, seed=8),
+    "p": np.abs(normal(6, seed=11)) + 1,
     "rows": normal(5, 6, seed=9),
     "map": normal(6, 4, 4, seed=10),
     "zero": np.zeros((6, 1, 1), np.float32),
@@ -47,6 +48,9 @@ FUSED = {
     "ConvTranspose": (IMAGE, "t = ConvTranspose<group = 2>(x, T) u = Mul(t, c) y = Add(u, c)", ["ConvTranspose"]),
     "Gemm": (MATRIX, "t = Gemm<alpha = 0.5, beta = 2.0>(m, M, b) u = Mul(t, r) y = Add(u, r)", ["Gemm"]),
     "MatMul": (MATRIX, "t = MatMul(m, M) y = Mul(t, r)", ["MatMul"]),
+    "Conv, product, normalization, sum": (
+        IMAGE, "t = Conv<group = 2>(x, W, b) u = Mul(t, c) v = BatchNormalization(u, r, b, r, p) y = Add(v, c)",
+        ["Conv"]),
     "product before a Conv": (IMAGE, "t = Mul(x, i) y = Conv<group = 2, pads = [1, 1, 1, 1]>(t, W, b)", ["Conv"]),
     "quotient before a Conv": (IMAGE, "t = Div(x, five) y = Conv<group = 2>(t, W, b)", ["Conv"]),
     "product before a MatMul": (MATRIX, "t = Mul(m, r4) y = MatMul(t, M)", ["MatMul"]),
@@ -62,6 +66,8 @@ KEPT = {
     "one number per row": (MATRIX, "t = Gemm(m, M, b) y = Mul(t, rows)"),
     "an addend per row": (MATRIX, "t = Gemm(m, M, rows) y = Mul(t, r)"),
     "sum before a Conv": (IMAGE, "t = Sub(x, i) y = Conv<group = 2>(t, W)"),
+    "a normalization in training": (
+        IMAGE, "t = Conv<group = 2>(x, W) y, mean, var = BatchNormalization<training_mode = 1>(t, r, b, r, p)"),
     "weights read twice": (IMAGE, "s = Conv<group = 2>(x, W) t = Mul(s, c) u = Conv<group = 2>(x, W) y = Add(t, u)"),
 }  # fmt: skip
 FEEDS = {"x": normal(1, 4, 6, 6, seed=20), "m": normal(5, 4, seed=21)}
