@@ -9,8 +9,9 @@
 Besides Identity these are Cast to the type that a tensor has; Reshape, Flatten, Squeeze, Unsqueeze, Expand to the
 shape that it has; Transpose, Pad, Slice, Split, Concat, Tile, Resize that move nothing; Dropout outside of training;
 Sum, Mean, Min, Max of one tensor; Clip of integers without bounds; Not and Neg twice; products with 1, quotients by 1,
-the first power, sums with zero. x + 0.0 is 0.0 where x is -0.0: such sums stay unless `signed_zeros=false`; x + -0.0
-and x - 0.0 go in any case. A node between an input and an output of the model stays: it gives the output its name.
+the first power, sums with zero. x + 0.0 is 0.0 where x is -0.0, and the runtime's power drops the sign of NaN: these
+stay unless `signed_zeros=false`; x + -0.0 and x - 0.0 go in any case. A node between an input and an output of the
+model stays: it gives the output its name.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class EliminateIdentity(Pass):
     """Remove nodes that give out what they are given."""
 
     name: ClassVar[str] = "eliminate_identity"
-    signed_zeros: bool = option(True, "keep sums with 0.0, which make 0.0 of -0.0")
+    signed_zeros: bool = option(True, "keep sums with 0.0, which make 0.0 of -0.0, and first powers, for NaN")
 
     @property
     def effect(self) -> Effect:
@@ -44,7 +45,7 @@ class EliminateIdentity(Pass):
 
     def run(self, model: Model, context: Context) -> PassResult:
         """Remove in all bodies."""
-        return rewrite(model, [*_RULES, _SumWithZero(self.signed_zeros)], context)
+        return rewrite(model, [*_RULES, _SumWithZero(self.signed_zeros), _FirstPower(self.signed_zeros)], context)
 
 
 class _Removing(Rule):
@@ -225,12 +226,28 @@ class _Twice(_Removing):
 
 
 class _ByOne(_Removing):
-    """x * 1 = x / 1 = x ** 1 = x."""
+    """x * 1 = x / 1 = x."""
 
-    pattern = (op("Mul", x, constant("c")), op("Div|Pow", x, constant("c")))
+    pattern = (op("Mul", x, constant("c")), op("Div", x, constant("c")))
 
     def check(self, found: Match, view: View) -> str | None:
         return None if _is_filled(found, view, 1.0) else LOOKS_ALIKE
+
+
+class _FirstPower(_Removing):
+    """x ** 1 = x."""
+
+    pattern = op("Pow", x, constant("c"))
+
+    def __init__(self, signed_zeros: bool) -> None:
+        self.signed_zeros = signed_zeros
+
+    def check(self, found: Match, view: View) -> str | None:
+        if not _is_filled(found, view, 1.0):
+            return LOOKS_ALIKE
+        dtype = view.dtype(found["x"])
+        exact = dtype is not None and dtype.kind in "iu" and dtype.itemsize <= 4  # powers are computed in float64
+        return "it drops the sign of NaN (signed_zeros=true)" if self.signed_zeros and not exact else None
 
 
 class _SumWithZero(_Removing):
