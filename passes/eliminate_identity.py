@@ -80,10 +80,12 @@ class _ToOwnShape(_Removing):
         result = found.root.outputs[0]
         if view.same_shape(found["x"], result):
             return None
-        keeps_count = found.root.op != "Expand"
-        return (
-            None if keeps_count and same_elements_in_place(view.shape(found["x"]), view.shape(result)) else LOOKS_ALIKE
-        )
+        if found.root.op == "Expand":
+            return LOOKS_ALIKE
+        target = values(found.root.inputs[1]) if found.root.op == "Reshape" and is_given(found.root, 1) else None
+        filled = target is not None and -1 in target  # the runtime takes no -1 where there may be no elements
+        same = same_elements_in_place(view.shape(found["x"]), view.shape(result), filled)
+        return None if same else LOOKS_ALIKE
 
 
 class _TransposeOfNothing(_Removing):

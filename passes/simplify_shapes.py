@@ -147,7 +147,8 @@ class _Round:
             entries.append(
                 self.target_entry(entry, length, before[at] if before is not None and at < len(before) else None)
             )
-        if entries.count(None) > 1 or (None in entries and -1 in entries):
+        # beside -1 the runtime takes no length that is 0, as open ones may be
+        if entries.count(None) > 1 or (None in entries and (-1 in entries or 0 in entries)):
             return None
         if entries.count(0) == 1 and None not in entries and -1 not in entries and before is not None:
             entries[entries.index(0)] = None

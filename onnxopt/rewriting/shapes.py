@@ -5,9 +5,14 @@ from __future__ import annotations
 from onnxopt.rewriting.view import Shape
 
 
-def same_elements_in_place(before: Shape | None, after: Shape | None) -> bool:
-    """Whether two shapes of equally many elements are the same: all lengths but one agree, and so does that one."""
+def same_elements_in_place(before: Shape | None, after: Shape | None, filled: bool) -> bool:
+    """Whether two shapes of equally many elements are the same: all lengths but one agree, and so does that one.
+
+    filled: that there are elements is certain. Else lengths that agree must be numbers: of 0 rows any length is right.
+    """
     if before is None or after is None or len(before) != len(after):
+        return False
+    if not filled and any(isinstance(length, str) for length in before if length in after):
         return False
     other = [old for old, new in zip(before, after, strict=True) if old is None or old != new]
     agreeing = [old for old, new in zip(before, after, strict=True) if old is not None and old == new]
@@ -27,7 +32,8 @@ def reshape_target(before: Shape | None, after: Shape | None) -> list[int] | Non
     for at, length in enumerate(after):
         if isinstance(length, str) and before is not None and at < len(before) and before[at] == length:
             entries[at] = 0
-    if entries.count(None) > 1:
+    # beside -1 the runtime takes no length that is 0, as open ones may be
+    if entries.count(None) > 1 or (None in entries and 0 in entries):
         return None
     if entries.count(0) == 1 and None not in entries:
         entries[entries.index(0)] = -1

@@ -96,6 +96,19 @@ def test_what_would_become_something_else_stays(kind: str) -> None:
     assert_equal(run(model(KEPT[kind]), cube()), run(target, cube()))
 
 
+def test_tensors_without_elements_keep_their_shapes() -> None:
+    # a Reshape to [0, 1, 3, -1, 4] would be refused by the runtime where N is 0
+    source = proto(
+        """g (float[N,3,M,4] x) => (float[a,b,c,d] y) <int64[1] one = {1}> {
+        a = Unsqueeze(x, one) b = Neg(a) c = Squeeze(b, one) d = Unsqueeze(c, one) y = Squeeze(d, one) }"""
+    )
+    target = load(source)
+    apply(FuseConsecutive(), target)
+    for shape in ((0, 3, 2, 4), (2, 3, 0, 4), (1, 3, 2, 4)):
+        feed = {"x": np.ones(shape, np.float32)}
+        assert_equal(run(source, feed), run(target, feed))
+
+
 def test_what_else_reads_the_middle_keeps_it() -> None:
     source = proto(
         "g (float[2,3] x) => (float[2,3] y, float[3,2] z) { a = Transpose(x) b = Transpose(a) y = Neg(b) z = Relu(a) }"
