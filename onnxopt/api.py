@@ -17,9 +17,7 @@ from onnxopt.errors import FeedError, ModelError, UsageError, did_you_mean
 from onnxopt.feeds import Images, Split
 from onnxopt.feeds.function import split_reference
 from onnxopt.feeds.places import reads
-from onnxopt.inspection.compare import compare_models
 from onnxopt.inspection.difference import Difference
-from onnxopt.inspection.inspect import inspect_model
 from onnxopt.inspection.record import Inspection
 from onnxopt.model import Limits, LimitsLike, Model
 from onnxopt.model import load as load_model
@@ -260,6 +258,8 @@ def inspect(model: Source, *, limits: LimitsLike = "default", progress: Progress
     except ModelError as error:
         refused = error.cause
     progress("looking at it", 0, 0)
+    from onnxopt.inspection.inspect import inspect_model  # loaded when asked for: other commands start sooner
+
     return inspect_model(loaded, source, refused)
 
 
@@ -273,6 +273,8 @@ def diff(a: Source, b: Source, *, limits: LimitsLike = "default", progress: Prog
     progress("loading", 0, 0)
     models = load(a, bounds), load(b, bounds)
     progress("comparing", 0, 0)
+    from onnxopt.inspection.compare import compare_models  # loaded when asked for: other commands start sooner
+
     return compare_models(*models, (_file(a), _file(b)))
 
 

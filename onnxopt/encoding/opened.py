@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
@@ -36,6 +37,7 @@ _INTEGER = frozenset({"Add", "Sub", "Mul", "BitShift", "BitwiseAnd", "BitwiseOr"
 _CAST_TO: dict[object, np.dtype[Any]] = {6: np.dtype(np.int32), 7: np.dtype(np.int64)}  # of TensorProto.DataType
 # A form holds codes: so many elements at least, of a type of at most 16 bits.
 _LEAST_CODES = 64
+_CODES = frozenset(map(np.dtype, (np.uint8, np.uint16, np.int8, np.int16, ml_dtypes.uint4, ml_dtypes.uint2)))
 # Constants below this size are not stored again: nodes would take more.
 _LEAST_BYTES = 1024
 
@@ -224,7 +226,7 @@ def _read_in(body: Graph) -> Iterator[Constant]:
 
 def _has_codes(constant: Constant) -> bool:
     data = constant.data
-    return data.size >= _LEAST_CODES and data.dtype.name in ("uint8", "uint16", "uint4", "uint2", "int8", "int16")
+    return data.dtype in _CODES and data.size >= _LEAST_CODES
 
 
 def _cones_of(body: Graph, shared: bool) -> Iterator[_Cone]:

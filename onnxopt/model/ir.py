@@ -125,8 +125,8 @@ class Node(gs.Node):
         for value in self.attrs.values():
             if isinstance(value, gs.Graph):
                 yield value
-            elif isinstance(value, list):
-                yield from (item for item in value if isinstance(item, gs.Graph))
+            elif isinstance(value, list) and value and isinstance(value[0], gs.Graph):
+                yield from value
 
 
 def _banned(name: str, instead: str) -> Any:

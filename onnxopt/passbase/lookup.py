@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from onnxopt.errors import UsageError, did_you_mean
@@ -17,22 +18,29 @@ GROUP = "onnxopt.passes"
 LISTS = "onnxopt.pass_lists"
 
 
+@cache
+def _installed(group: str) -> dict[str, EntryPoint]:
+    """The entry points of a group by name, the first of each; read once, for that takes a while."""
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=group):
+        found.setdefault(entry.name, entry)
+    return found
+
+
 def names() -> list[str]:
     """Names of all installed passes, sorted."""
-    return sorted({entry.name for entry in entry_points(group=GROUP)})
+    return sorted(_installed(GROUP))
 
 
 def pass_lists() -> list[str]:
     """Names that stand for several passes, sorted."""
-    return sorted({entry.name for entry in entry_points(group=LISTS)})
+    return sorted(_installed(LISTS))
 
 
 def pass_list(name: str) -> tuple[str, ...] | None:
     """The passes that a name stands for, each as in a pass list; None where it is no such name."""
-    for entry in entry_points(group=LISTS):
-        if entry.name == name:
-            return tuple(entry.load())
-    return None
+    entry = _installed(LISTS).get(name)
+    return None if entry is None else tuple(entry.load())
 
 
 def lookup(name: str) -> type[Pass]:
@@ -42,13 +50,13 @@ def lookup(name: str) -> type[Pass]:
     """
     if ".py:" in name:
         return _from_file(*name.rsplit(":", 1))
-    for entry in entry_points(group=GROUP):
-        if entry.name == name:
-            found = entry.load()
-            if not (isinstance(found, type) and issubclass(found, Pass)):
-                raise UsageError(f"pass {name!r} ({entry.value}) is no Pass class", "fix the package that provides it")
-            return found
-    raise UsageError(f"unknown pass {name!r}", did_you_mean(name, [*names(), *pass_lists()]))
+    entry = _installed(GROUP).get(name)
+    if entry is None:
+        raise UsageError(f"unknown pass {name!r}", did_you_mean(name, [*names(), *pass_lists()]))
+    found = entry.load()
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise UsageError(f"pass {name!r} ({entry.value}) is no Pass class", "fix the package that provides it")
+    return found
 
 
 def _from_file(path: str, member: str) -> type[Pass]:

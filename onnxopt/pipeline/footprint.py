@@ -87,6 +87,9 @@ def with_footprint(
     )
 
 
+_FIGURES = 4  # zip, zstd, memory, load
+
+
 class FootprintMeter:
     """Measures the footprint of original and result. Its files, threads and processes are gone when the block ends.
 
@@ -105,7 +108,9 @@ class FootprintMeter:
         self._packed: list[Future[Packed]] = []
         self._meter: LoadMeter | None = None
         self._unmeasured: dict[str, str] = {}
-        if path is not None:
+        if not settings.verify and not self._asked:
+            self._miss("zip", "zstd", "memory", "load", why="nothing is measured (--no-verify)")
+        elif path is not None:
             self._take(path, sidecars(path))
 
     def __enter__(self) -> FootprintMeter:
@@ -124,6 +129,8 @@ class FootprintMeter:
 
         Returns while files are still compressed and a process to load them starts, so that other work can go on.
         """
+        if len(self._unmeasured) == _FIGURES:
+            return
         try:
             if not self._files:
                 self._write(self._reference, UNNAMED)
