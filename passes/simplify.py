@@ -1,7 +1,7 @@
 """The list `simplify`: all that makes a graph smaller and leaves what it computes as it is, but for rounding.
 
 First what is known before the model runs, then what is said twice or in vain, then nodes that one operator can stand
-for. What comes late makes room for what came early, so some passes stand in it twice.
+for. What comes late makes room for what came early, so some passes stand in it more than once.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ SIMPLIFY: tuple[str, ...] = (
     "simplify_shapes",
     "fold_constants",
     "flatten_if",
+    "eliminate_identity",
+    "fuse_consecutive",
     "eliminate_identity",
     "fuse_consecutive",
     "eliminate_common_subexpressions",
