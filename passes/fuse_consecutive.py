@@ -245,6 +245,8 @@ class _Clips(_Fusing):
             return "a bound is not constant"
         if not (first[0] <= first[1] and second[0] <= second[1]):
             return "a lower bound lies above the upper one"
+        if any(bound == 0 and np.signbit(bound) for bound in (*first, *second)):
+            return "a bound is -0.0, of which the runtime may make 0.0"
         if found.root.op == found["first"].op == "Relu":
             return None
         old = (view.opset(found.root) < 12 and dtype.kind != "f") or dtype.name == "bfloat16"

@@ -27,6 +27,7 @@ SIMPLIFY: tuple[str, ...] = (
     "fuse_bn",
     "fuse_pad",
     "fuse_mul_add",
+    "fuse_pad",
     "fuse_matmul_add",
     "fuse_hard_swish",
     "recompose",

@@ -38,7 +38,7 @@ PAIRS = {
     "Clips": ("a = Clip(x, zero, six) y = Clip(a, one, nine)", ["Clip"]),
     "Clips of one bound": ("a = Clip(x, , six) y = Clip(a, one)", ["Clip"]),
     "Relu and Clip": ("a = Relu(x) y = Clip(a, , six)", ["Clip"]),
-    "Clip and Relu": ("a = Clip(x, minus, six) y = Relu(a)", ["Clip"]),
+    "Clip and Relu": ("a = Clip(x, one, six) y = Relu(a)", ["Clip"]),
     "Clips that leave one value": ("a = Clip(x, zero, one) y = Clip(a, three, six)", ["Clip"]),
 }  # fmt: skip
 KEPT = {
@@ -49,6 +49,7 @@ KEPT = {
     "a Pad that reflects": "a = Pad<mode = \"reflect\">(x, p1) y = Pad(a, p2)",
     "Concats along two axes": "a = Concat<axis = 1>(x, x) y = Concat<axis = 2>(a, a)",
     "a Concat read twice": "a = Concat<axis = 1>(x, x) b = Concat<axis = 1>(a, x) y = Concat<axis = 1>(b, a)",
+    "Clips whose bound is a negative zero": "a = Clip(x, one, six) y = Clip(a, zero, minus)",
     "Clips whose bounds cross": "a = Clip(x, six, zero) y = Clip(a, one, nine)",
     "a Clip with a computed bound": "m = ReduceMax<keepdims = 0>(x) a = Clip(x, zero, m) y = Clip(a, one, nine)",
 }  # fmt: skip
