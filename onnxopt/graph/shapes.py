@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from math import prod
+from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from onnx import AttributeProto, GraphProto, ModelProto, TensorProto, TypeProto, ValueInfoProto, helper, shape_inference
 
 from onnxopt.graph.loop_shapes import assume_carried
 from onnxopt.graph.shape_hints import shape_hints
-from onnxopt.model import Graph, Model
+from onnxopt.model import Graph, Model, TensorData
+from onnxopt.model.exporter import Outline
 from onnxopt.model.importer import describe
+from onnxopt.model.model import SKELETON_THRESHOLD
+
+T = TypeVar("T")
 
 
 def infer(model: Model, data_prop: bool = True) -> None:
@@ -24,7 +30,7 @@ def infer(model: Model, data_prop: bool = True) -> None:
     proto, _ = model.skeleton()
     inferred = _inferred(proto, data_prop, shape_hints)
     if inferred is not None:
-        _visit(model.graph, inferred.graph, _describe)
+        _visit(model.graph, _described(inferred.graph, lambda info: info), _describe)
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dic
     Unlike `infer` it does not believe the descriptions of inner tensors and outputs in the file, which may be stale.
     given: input name -> the shape that it has in one run, in place of the declared one.
     """
-    proto, _ = model.skeleton()
+    proto = _outline(model)
     forget(proto.graph, main=True)
     for info in proto.graph.input:
         _forget_names(info)
@@ -52,16 +58,48 @@ def known(model: Model, given: Mapping[str, Sequence[int]] | None = None) -> dic
             del dims[:]
             for size in given[info.name]:
                 dims.add(dim_value=size)
+    found = _remembered(model, proto)
     facts: dict[int, Fact] = {}
 
-    def note(tensor: Any, info: ValueInfoProto) -> None:
-        dtype, shape = describe(info)
-        facts[id(tensor)] = Fact(dtype, None if shape is None else tuple(shape))
+    def note(tensor: Any, fact: Fact) -> None:
+        facts[id(tensor)] = fact
 
-    inferred = assume_carried(proto, _inferred)
-    if inferred is not None:
-        _visit(model.graph, inferred.graph, note)
+    if found is not None:
+        _visit(model.graph, found, note)
     return facts
+
+
+def _outline(model: Model) -> ModelProto:
+    """The graphs without values that inference never reads; the weights of an inner body or a Constant node too."""
+
+    def write(data: TensorData, name: str | None, main: bool) -> TensorProto:
+        large = data.nbytes >= SKELETON_THRESHOLD and data.dtype.kind != "O"
+        # integers of inner bodies and Constant nodes may be shapes that inference computes with
+        if large and ((main and name is not None) or data.dtype not in (np.int32, np.int64)):
+            return data.to_reference("weights", name)
+        return data.to_proto(name)
+
+    model.normalize()
+    return Outline(model.ir_version, write).model(model.carrier, model.graph, list(model.functions))
+
+
+# What was inferred last of each model, and from what, byte by byte: many passes in a row change nothing.
+_LAST: WeakKeyDictionary[Model, tuple[bytes, _Described[Fact] | None]] = WeakKeyDictionary()
+
+
+def _remembered(model: Model, proto: ModelProto) -> _Described[Fact] | None:
+    """What follows from a model's outline, which is changed on the way; None where inference fails."""
+    key = proto.SerializeToString()
+    last = _LAST.get(model)
+    if last is None or last[0] != key:
+        inferred = assume_carried(proto, _inferred)
+        last = _LAST[model] = (key, None if inferred is None else _described(inferred.graph, _fact))
+    return last[1]
+
+
+def _fact(info: ValueInfoProto) -> Fact:
+    dtype, shape = describe(info)
+    return Fact(dtype, None if shape is None else tuple(shape))
 
 
 def forget(graph: GraphProto, main: bool) -> None:
@@ -73,10 +111,9 @@ def forget(graph: GraphProto, main: bool) -> None:
         # the runtime checks the dims of the main graph's tensors, but not those of a sequence's elements
         if not main or info.type.WhichOneof("value") != "tensor_type":
             _forget_shape(info.type)
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in _bodies(attribute):
-                forget(body, main=False)
+    for bodies in _held(graph):
+        for body in bodies:
+            forget(body, main=False)
 
 
 # What exporters call every open length, or lengths of which nobody knows whether they are equal.
@@ -98,19 +135,23 @@ _HANDED_DOWN = 64
 
 def _hand_down(graph: GraphProto, above: dict[str, TensorProto]) -> None:
     """Give bodies copies of small integer constants that they read from around: inference does not look there."""
+    bodies = [body for each in _held(graph) for body in each]
+    if not bodies and not above:
+        return
     own = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and len(node.attribute) == 1 and node.attribute[0].name == "value":
             own[node.output[0]] = node.attribute[0].t
-    small = {name: each for name, each in own.items() if each.data_type in _INTEGERS and not each.external_data}
-    known = above | {name: each for name, each in small.items() if np.prod(each.dims, dtype=np.int64) <= _HANDED_DOWN}
-    for name in [name for node in graph.node for name in node.output if name] + [info.name for info in graph.input]:
-        if name not in own:
-            known.pop(name, None)  # it hides the constant of that name
-    for node in graph.node:
-        for attribute in node.attribute:
-            for body in _bodies(attribute):
-                _hand_down(body, known)
+    if bodies:
+        small = {name: each for name, each in own.items() if each.data_type in _INTEGERS and not each.external_data}
+        known = above | {name: each for name, each in small.items() if prod(each.dims) <= _HANDED_DOWN}
+        for name in [name for node in graph.node for name in node.output if name] + [info.name for info in graph.input]:
+            if name not in own:
+                known.pop(name, None)  # it hides the constant of that name
+        for body in bodies:
+            _hand_down(body, known)
+    if not above:
+        return
     there = {*own, *(info.name for info in graph.input), *(name for node in graph.node for name in node.output)}
     for name in dict.fromkeys(name for node in graph.node for name in node.input):
         if name in above and name not in there:
@@ -175,46 +216,75 @@ def _refine(info: ValueInfoProto, hint: ValueInfoProto) -> None:
 
 def _rank_hints(graph: GraphProto) -> list[ValueInfoProto]:
     """Ranks that onnx leaves open: the output of a Reshape to a computed shape has a rank all the same."""
-    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
-    dtypes = {info.name: info.type.tensor_type.elem_type for info in (*graph.input, *graph.value_info, *graph.output)}
+    asking = [(node, _SHAPE_INPUT[node.op_type]) for node in graph.node if node.op_type in _SHAPE_INPUT]
+    asking = [(node, at) for node, at in asking if node.domain in ("", "ai.onnx") and len(node.input) > at]
+    if not asking:
+        return []
+    wanted = {name for node, at in asking for name in (node.output[0], node.input[at])}
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer if tensor.name in wanted}
+    dtypes: dict[str, int] = {}
     for info in (*graph.input, *graph.value_info, *graph.output):
-        if info.type.tensor_type.HasField("shape"):
-            shapes[info.name] = tuple(dim.dim_value for dim in info.type.tensor_type.shape.dim)
-    hints = []
-    for node in graph.node:
-        at = _SHAPE_INPUT.get(node.op_type)
-        if at is None or node.domain not in ("", "ai.onnx") or len(node.input) <= at or node.output[0] in shapes:
+        if info.name not in wanted:
             continue
+        kind = info.type.tensor_type
+        dtypes[info.name] = kind.elem_type
+        if kind.HasField("shape"):
+            shapes[info.name] = tuple(dim.dim_value for dim in kind.shape.dim)
+    hints = []
+    for node, at in asking:
         length = shapes.get(node.input[at], ())
-        if len(length) == 1 and length[0] > 0 and dtypes.get(node.output[0]):
-            kind = dtypes[node.output[0]]
-            hints.append(helper.make_tensor_value_info(node.output[0], kind, [None] * length[0]))
+        if node.output[0] not in shapes and len(length) == 1 and length[0] > 0 and dtypes.get(node.output[0]):
+            hints.append(helper.make_tensor_value_info(node.output[0], dtypes[node.output[0]], [None] * length[0]))
     return hints
 
 
-def _visit(body: Graph, proto: GraphProto, note: Callable[[Any, ValueInfoProto], None]) -> None:
+@dataclass(frozen=True)
+class _Described(Generic[T]):
+    """What a graph says of its tensors: those that nodes make, its inputs, and those of the bodies of each node."""
+
+    made: dict[str, T]
+    inputs: dict[str, T]
+    inner: list[list[_Described[T]]]
+
+
+def _described(proto: GraphProto, read: Callable[[ValueInfoProto], T]) -> _Described[T]:
+    """The descriptions of a graph and of the bodies within."""
+    return _Described(
+        {info.name: read(info) for info in (*proto.value_info, *proto.output)},
+        {info.name: read(info) for info in proto.input},
+        [[_described(body, read) for body in bodies] for bodies in _held(proto)],
+    )
+
+
+def _held(graph: GraphProto) -> list[list[GraphProto]]:
+    """The bodies of each node that has some."""
+    attributes = (node.attribute for node in graph.node)
+    found = ([body for each in given for body in _bodies(each)] for given in attributes if given)
+    return [bodies for bodies in found if bodies]
+
+
+def _visit(body: Graph, found: _Described[T], note: Callable[[Any, T], None]) -> None:
     """Call `note` with each tensor of a body, and of the bodies within, that inference described."""
-    infos = {info.name: info for info in (*proto.value_info, *proto.output)}
+    owners: list[list[Graph]] = []
     for node in body.nodes:
         for tensor in node.outputs:
-            if tensor.name in infos:
-                note(tensor, infos[tensor.name])
-    inputs = {info.name: info for info in proto.input}
+            if tensor.name in found.made:
+                note(tensor, found.made[tensor.name])
+        if node.attrs:
+            owners.append(list(node.graphs()))
     for tensor in body.inputs:
-        if tensor.name in inputs:
-            note(tensor, inputs[tensor.name])
-    owners = [node for node in body.nodes if any(True for _ in node.graphs())]
-    holding = [node for node in proto.node if any(_bodies(attribute) for attribute in node.attribute)]
-    for node, twin in zip(owners, holding, strict=True):
-        inner = [graph for attribute in twin.attribute for graph in _bodies(attribute)]
-        for mine, theirs in zip(node.graphs(), inner, strict=True):
+        if tensor.name in found.inputs:
+            note(tensor, found.inputs[tensor.name])
+    for graphs, inner in zip(filter(None, owners), found.inner, strict=True):
+        for mine, theirs in zip(graphs, inner, strict=True):
             _visit(mine, theirs, note)
 
 
 def _bodies(attribute: AttributeProto) -> list[GraphProto]:
-    if attribute.type == AttributeProto.GRAPH:
+    kind = attribute.type
+    if kind == AttributeProto.GRAPH:
         return [attribute.g]
-    return list(attribute.graphs)
+    return list(attribute.graphs) if kind == AttributeProto.GRAPHS else []
 
 
 def _describe(tensor: Any, info: Any) -> None:

@@ -193,10 +193,13 @@ class Exporter:
         _set_text(proto, "domain", node.domain)
         proto.input.extend(tensor.name for tensor in node.inputs)
         proto.output.extend(tensor.name for tensor in node.outputs)
+        self._attributes(node, proto)
+        return proto
+
+    def _attributes(self, node: Node, proto: NodeProto) -> None:
         known = node.attribute_protos or {}
         for name, value in node.attrs.items():
             proto.attribute.append(self._attribute(name, value, *known.get(name, (None, None))))
-        return proto
 
     def _attribute(self, name: str, value: Any, kept: AttributeProto | None, stored: Any) -> AttributeProto:
         of_graphs = kept is not None and kept.type == AttributeProto.GRAPHS and not value
@@ -213,6 +216,33 @@ class Exporter:
         if kept is not None and attributes.unchanged(value, stored):
             return kept
         return attributes.encode(name, value)
+
+
+class Outline(Exporter):
+    """Writes only what shape inference looks at: no descriptions of inner tensors, no texts or metadata of nodes."""
+
+    def graph(self, graph: Graph) -> GraphProto:
+        """One body with all bodies within."""
+        proto = GraphProto()
+        _set_text(proto, "name", graph.name)
+        self._initializers(graph, proto)
+        self._inputs(graph, proto)
+        self._outputs(graph, proto)
+        self._nodes(graph, proto.node)
+        return proto
+
+    def node(self, node: Node) -> NodeProto:
+        """One node with all bodies within, under its tensors' present names."""
+        proto = NodeProto(
+            op_type=node.op,
+            domain=node.domain,
+            input=[tensor.name for tensor in node.inputs],
+            output=[tensor.name for tensor in node.outputs],
+        )
+        if node.proto is not None and node.proto.overload:
+            proto.overload = node.proto.overload
+        self._attributes(node, proto)
+        return proto
 
 
 def _are_graphs(value: list[Any]) -> bool:

@@ -6,6 +6,7 @@ name in two sibling bodies means two tensors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from typing import Any
@@ -248,13 +249,18 @@ def describe(info: ValueInfoProto) -> tuple[np.dtype | None, list[Dim] | None]:
     if info.type.WhichOneof("value") != "tensor_type":
         return None, None
     tensor = info.type.tensor_type
-    try:
-        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type)) if tensor.elem_type else None
-    except KeyError:
-        dtype = None
+    dtype = _dtype(tensor.elem_type)
     if not tensor.HasField("shape"):
         return dtype, None
     return dtype, [_dim(dim) for dim in tensor.shape.dim]
+
+
+@functools.cache
+def _dtype(elem_type: int) -> np.dtype | None:
+    try:
+        return np.dtype(helper.tensor_dtype_to_np_dtype(elem_type)) if elem_type else None
+    except KeyError:
+        return None
 
 
 def _dim(dim: Any) -> Dim:
