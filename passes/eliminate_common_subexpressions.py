@@ -44,6 +44,29 @@ class EliminateCommonSubexpressions(Pass):
         return PassResult(search.changes, search.skipped)
 
 
+class _Table:
+    """The nodes of a body by what they compute; attributes are looked at only where all else agrees."""
+
+    def __init__(self) -> None:
+        self._single: dict[Any, Node] = {}
+        self._several: dict[Any, dict[bytes, Node]] = {}
+
+    def find(self, key: Any, node: Node) -> Node | None:
+        """The node added before that computes the same."""
+        if key in self._single:
+            first = self._single.pop(key)
+            self._several[key] = {attribute_key(first): first}
+        alike = self._several.get(key)
+        return None if alike is None else alike.get(attribute_key(node))
+
+    def add(self, key: Any, node: Node) -> None:
+        """Note a node for which nothing was found."""
+        if key in self._several:
+            self._several[key][attribute_key(node)] = node
+        else:
+            self._single[key] = node
+
+
 @dataclass
 class _Search:
     edits: Edits
@@ -51,18 +74,18 @@ class _Search:
     skipped: list[Skip] = field(default_factory=list)
     held: list[Any] = field(default_factory=list)  # tables are keyed by identities, which must stay taken
 
-    def visit(self, body: Graph, above: list[dict[Any, Node]]) -> None:
+    def visit(self, body: Graph, above: list[_Table]) -> None:
         """Merge in one body, then in the bodies of its nodes, which see all that is computed here."""
-        table: dict[Any, Node] = {}
+        table = _Table()
         scopes = [*above, table]
         version = opset_of(body)
         for node in sorted_nodes(body):
             if not self.edits.is_alive(node) or not operators.is_pure(node):
                 continue
             key = self._key(node, version)
-            twin = next((scope[key] for scope in scopes if key in scope), None)
+            twin = next((found for scope in scopes if (found := scope.find(key, node)) is not None), None)
             if twin is None:
-                table[key] = node
+                table.add(key, node)
             else:
                 self._merge(node, twin)
         for node in list(body.nodes):
@@ -72,7 +95,7 @@ class _Search:
     def _key(self, node: Node, version: int) -> Any:
         inputs = tuple(constant_key(t) if isinstance(t, Constant) else id(t) * (not t.is_empty()) for t in node.inputs)
         self.held.append((node, list(node.inputs)))
-        return attribute_key(node), version, inputs, tuple(tensor.is_empty() for tensor in node.outputs)
+        return node.kind, version, inputs, tuple(tensor.is_empty() for tensor in node.outputs)
 
     def _merge(self, node: Node, twin: Node) -> None:
         name = label(node)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,10 +48,19 @@ class _OneWayIf(Rule):
     done = "flattened"
 
     def __init__(self, model: Model) -> None:
-        self.names = Counter(tensor.name for body in model.bodies() for tensor in _defined(body))
-        self.node_names = Counter(node.name for body in model.bodies() for node in body.nodes)
+        self.model = model
         # what conditions must be wherever a body runs: (condition, value, body)
         self.forced: list[tuple[Any, bool, Graph]] = []
+
+    @cached_property
+    def names(self) -> Counter[str]:
+        """How often each name of a tensor is given."""
+        return Counter(tensor.name for body in self.model.bodies() for tensor in _defined(body))
+
+    @cached_property
+    def node_names(self) -> Counter[str]:
+        """How often each name of a node is given."""
+        return Counter(node.name for body in self.model.bodies() for node in body.nodes)
 
     def check(self, found: Match, view: View) -> str | None:
         return LOOKS_ALIKE if self._taken(found.root, view) is None else None

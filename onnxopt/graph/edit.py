@@ -52,9 +52,13 @@ def is_output(tensor: Any, model: Model) -> bool:
 
 def drop_unused(constants: Iterable[Constant], model: Model) -> int:
     """Remove those of the given constants that nothing reads and no body gives out; returns how many."""
-    outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
-    gone = {id(constant) for constant in constants if not constant.outputs and id(constant) not in outputs}
-    for body in model.bodies():
+    lost = [constant for constant in constants if not constant.outputs]
+    if not lost:
+        return 0
+    bodies = list(model.bodies())
+    outputs = {id(tensor) for body in bodies for tensor in body.outputs}
+    gone = {id(constant) for constant in lost if id(constant) not in outputs}
+    for body in bodies:
         if any(id(constant) in gone for constant in body.initializers):
             body.initializers = [constant for constant in body.initializers if id(constant) not in gone]
     return len(gone)

@@ -17,16 +17,18 @@ def sort_nodes(body: Graph) -> None:
 def sorted_nodes(body: Graph) -> list[Node]:
     """The nodes of one body in topological order, keeping the given order wherever it is valid.
 
-    Iterative (Kahn 1962), O((V + E) log V). A node that holds bodies waits for all they read. Raises ModelError when
-    the nodes form a cycle, naming one of them.
+    Iterative (Kahn 1962), O((V + E) log V); O(V + E) where they are in order. A node that holds bodies waits for all
+    they read. Raises ModelError when the nodes form a cycle, naming one of them.
     """
-    nodes = body.nodes
-    producer = {id(tensor): at for at, node in enumerate(nodes) for tensor in node.outputs if not tensor.is_empty()}
-    waiting = [0] * len(nodes)
+    nodes = list(body.nodes)
+    producer = {id(tensor): at for at, node in enumerate(nodes) for tensor in node.outputs if tensor.name}
+    sources = [{producer[key] for key in _reads(node) if key in producer} for node in nodes]
+    if all(max(each, default=-1) < at for at, each in enumerate(sources)):
+        return nodes
+    waiting = [len(each) for each in sources]
     followers: list[list[int]] = [[] for _ in nodes]
-    for at, node in enumerate(nodes):
-        for source in {producer[key] for key in _reads(node) if key in producer}:
-            waiting[at] += 1
+    for at, each in enumerate(sources):
+        for source in each:
             followers[source].append(at)
     ready = [at for at, count in enumerate(waiting) if count == 0]
     order: list[int] = []
@@ -54,12 +56,13 @@ def sort_model(model: Model) -> None:
 
 def _reads(node: Node) -> list[int]:
     """Identities of all tensors the node or a body within it reads."""
-    found: list[int] = []
-    pending = [node]
+    found = list(map(id, node.inputs))
+    pending = list(Node.graphs(node)) if node.attrs else []
     while pending:
-        current = pending.pop()
-        found += [id(tensor) for tensor in current.inputs]
-        for inner in Node.graphs(current):
-            pending += inner.nodes
-            found += [id(tensor) for tensor in inner.outputs]
+        inner = pending.pop()
+        found += map(id, inner.outputs)
+        for each in inner.nodes:
+            found += map(id, each.inputs)
+            if each.attrs:
+                pending += Node.graphs(each)
     return found

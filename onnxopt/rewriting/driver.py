@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -41,7 +42,7 @@ class Rule:
     @property
     def name(self) -> str:
         """The class's name in words."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__.lstrip("_")).lower()
+        return _in_words(type(self).__name__)
 
     def check(self, found: Match, view: View) -> str | None:
         """Why these nodes must stay as they are: a reason for the report, LOOKS_ALIKE, or None where they may go."""
@@ -57,7 +58,11 @@ def rewrite(model: Model, rules: Iterable[Rule], context: Context | None = None)
 
     Raises PassError where rules undo each other, naming them.
     """
-    driver = _Driver(model, list(rules), context)
+    given = list(rules)
+    model.normalize()
+    if not _has_candidates(model, given):
+        return PassResult([], _functions(model))
+    driver = _Driver(model, given, context)
     driver.run()
     return PassResult(driver.changes, driver.skips())
 
@@ -70,7 +75,7 @@ class _Driver:
     changes: list[Change] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.edits = Edits(self.model)
+        self.edits = Edits(self.model, normalized=True)
         self.view = View(self.model, self.edits, self.context.target if self.context else None)
         self.by_kind: dict[tuple[str, str], list[tuple[Rule, Op]]] = {}
         for rule in self.rules:
@@ -181,10 +186,24 @@ class _Driver:
         return list(found.values())
 
     def skips(self) -> list[Skip]:
-        functions = [body for body in self.model.bodies() if body.is_function]
-        left = [Skip(body.name, "a local function; inline_functions brings it into the graph") for body in functions]
         alive = [(node, reason) for node, reason in self.refused.values() if self.edits.is_alive(node)]
-        return [Skip(label(node), reason) for node, reason in alive] + left
+        return [Skip(label(node), reason) for node, reason in alive] + _functions(self.model)
+
+
+def _has_candidates(model: Model, rules: Sequence[Rule]) -> bool:
+    """Whether there is a node that a pattern may end with."""
+    kinds = {(pattern.domain, op) for rule in rules for pattern in _patterns(rule) for op in pattern.ops}
+    return any(node.kind in kinds for body in model.bodies() if body.function is None for node in body.nodes)
+
+
+def _functions(model: Model) -> list[Skip]:
+    reason = "a local function; inline_functions brings it into the graph"
+    return [Skip(function.name, reason) for function in model.functions]
+
+
+@functools.cache
+def _in_words(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name.lstrip("_")).lower()
 
 
 def _patterns(rule: Rule) -> tuple[Op, ...]:

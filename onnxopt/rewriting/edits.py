@@ -20,8 +20,10 @@ class Edits:
     touched: nodes whose surroundings the last `replace` changed.
     """
 
-    def __init__(self, model: Model) -> None:
-        model.normalize()
+    def __init__(self, model: Model, normalized: bool = False) -> None:
+        """normalized: nothing has changed since the model was."""
+        if not normalized:
+            model.normalize()
         self.model = model
         self.home: dict[int, Graph] = {}
         self.outputs: dict[int, list[tuple[Graph, int]]] = {}
@@ -30,11 +32,12 @@ class Edits:
         self._gone: dict[int, Node] = {}
         self._unread: dict[int, Constant] = {}
         self._changed: dict[int, Graph] = {}
-        for body in self.bodies():
+        bodies = list(self.bodies())
+        for body in bodies:
             self.home.update((id(node), body) for node in body.nodes)
             for at, tensor in enumerate(body.outputs):
                 self.outputs.setdefault(id(tensor), []).append((body, at))
-        self._kept = [tensor for body in self.bodies() for tensor in body.outputs]
+        self._kept = [tensor for body in bodies for tensor in body.outputs]
 
     @cached_property
     def names(self) -> Names:
@@ -155,7 +158,7 @@ class Edits:
         if not self._changed and not self._unread:
             return
         for body in self._changed.values():
-            body.nodes = [node for old in body.nodes for node in self._in_place_of(old)]
+            body.nodes = self._written(body.nodes)
         self._added.clear()
         drop_unused(self._unread.values(), self.model)
         self._unread.clear()
@@ -208,6 +211,16 @@ class Edits:
             maker.name, maker.proto = root.name, root.proto
             maker.position = None
         self.touched += old.outputs
+
+    def _written(self, nodes: Iterable[Node]) -> list[Node]:
+        """A list of nodes with what was added, without what is gone."""
+        written: list[Node] = []
+        for node in nodes:
+            if id(node) in self._added:
+                written += self._in_place_of(node)
+            elif id(node) not in self._gone:
+                written.append(node)
+        return written
 
     def _in_place_of(self, node: Node) -> Iterator[Node]:
         """The nodes added before a node, what was added before those, and itself, without those that are gone."""

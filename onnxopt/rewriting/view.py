@@ -15,6 +15,7 @@ from onnxopt.rewriting.edits import Edits
 from onnxopt.target import Target, resolve
 
 Shape = tuple[int | str | None, ...]
+_NOTHING = Fact()
 
 
 class View:
@@ -97,11 +98,13 @@ class View:
             self.edits.finish()
             self._facts = known(self.model)
             # identities stay taken while facts are filed under them
-            self._held = [
-                t for body in self.model.bodies() for node in body.nodes for t in (*node.inputs, *node.outputs)
-            ]
-            self._held += [t for body in self.model.bodies() for t in (*body.inputs, *body.outputs)]
-        return self._facts.get(id(value), Fact())
+            self._held = []
+            for body in self.model.bodies():
+                self._held += [*body.inputs, *body.outputs]
+                for node in body.nodes:
+                    self._held += node.inputs
+                    self._held += node.outputs
+        return self._facts.get(id(value), _NOTHING)
 
 
 def values(tensor: Any) -> NDArray[Any] | None:
