@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import AttributeProto
 
-from onnxopt.graph import Names, drop_unused, label, operators, remove_node
+from onnxopt.graph import Names, NodeEdits, drop_unused, label, operators
 from onnxopt.graph.shapes import Fact, known
 from onnxopt.model import Constant, Graph, Model, Node
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip
@@ -50,12 +50,14 @@ class FuseBn(Pass):
         skipped: list[Skip] = []
         read = [constant for constant in model.constants() if constant.outputs]
         for body in list(model.bodies()):
+            fuser.edits = NodeEdits(body)
             for node in _in_chain_order(body):
                 name = label(node)
                 try:
                     changes.append(Change("fused", name, f"into {fuser.fuse(node, body)}"))
                 except _Refused as refusal:
                     skipped.append(Skip(name, str(refusal)))
+            fuser.edits.write()
         drop_unused(read, model)
         return PassResult(changes, skipped)
 
@@ -115,6 +117,7 @@ class _Fuser:
     def __init__(self, model: Model) -> None:
         self.model = model
         self.names = Names(model)
+        self.edits = NodeEdits(model.graph)
         self.outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
         self._facts: dict[int, Fact] | None = None
         self._layers = {
@@ -141,7 +144,7 @@ class _Fuser:
             raise _Refused(f"what stands before it is {layer.op if layer else 'no node'}, no layer with weights")
         site = _Site(body, node, layer, add)
         for each in (layer, add):
-            if each is not None and not any(each is other for other in body.nodes):
+            if each is not None and each not in self.edits:
                 raise _Refused(f"{site} stands in another graph")
             if each is not None and (len(each.outputs[0].outputs) != 1 or id(each.outputs[0]) in self.outputs):
                 raise _Refused(f"the result of {each.op} {label(each)} is used elsewhere too")
@@ -188,14 +191,14 @@ class _Fuser:
         scaled = _rounded(site, weights * affine.scale[None, :])
         shift = _rounded(site, affine(_addend(site, 2)))
         self._give(site.layer, 1, scaled, "weight")
-        place = next(at for at, other in enumerate(site.body.nodes) if other is site.node)
         result = self._unwire(site)
         constant = Constant(self.names.tensor(f"{label(site.layer)}_bias"), shift)
         add = Node("Add", site.node.name, inputs=[site.layer.outputs[0], constant], outputs=[result])
-        site.body.nodes.insert(place - (site.add is not None), add)
+        self.edits.insert_before(site.node, [add])
 
     def _shape(self, tensor: Any) -> tuple[Any, ...] | None:
         if self._facts is None:
+            self.edits.write()
             self._facts = known(self.model)
         return self._facts.get(id(tensor), Fact()).shape
 
@@ -211,9 +214,9 @@ class _Fuser:
     def _unwire(self, site: _Site) -> Any:
         """Remove the normalization and the Add before it; returns the output that has lost its producer."""
         result = site.node.outputs[0]
-        remove_node(site.node, site.body)
+        self.edits.remove(site.node)
         if site.add is not None:
-            remove_node(site.add, site.body)
+            self.edits.remove(site.add)
         return result
 
     def _give(self, layer: Node, at: int, values: NDArray[Any], role: str) -> None:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar
 import numpy as np
 from onnx import AttributeProto
 
-from onnxopt.graph import Names, insert_before, label, remove_node
-from onnxopt.model import Constant, Graph, Model, Node, Variable
+from onnxopt.graph import Names, NodeEdits, label
+from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip
 
 # a factor is a sixth when it is as near as float32 comes, in digits that exporters write
@@ -46,7 +46,7 @@ class FuseHardSwish(Pass):
         outputs = {id(tensor) for body in model.bodies() for tensor in body.outputs}
         names = Names(model)
         for body in list(model.bodies()):
-            members = {id(node) for node in body.nodes}
+            members, edits = {id(node) for node in body.nodes}, NodeEdits(body)
             for clip in [node for node in body.nodes if node.kind == ("", "Clip") and _bounds(node) == (0.0, 6.0)]:
                 source = _shifted(clip)
                 if source is None:
@@ -55,7 +55,8 @@ class FuseHardSwish(Pass):
                 if isinstance(found, str):
                     skipped.append(Skip(label(clip), found))
                     continue
-                changes.append(_fuse(clip, source, found, body, names))
+                changes.append(_fuse(clip, source, found, edits, names))
+            edits.write()
         return PassResult(changes, skipped)
 
 
@@ -139,7 +140,7 @@ def _number(tensor: Any) -> float | None:
     return float(tensor.values.reshape(-1)[0])
 
 
-def _fuse(clip: Node, source: Variable, found: _Scaled, body: Graph, names: Names) -> Change:
+def _fuse(clip: Node, source: Variable, found: _Scaled, edits: NodeEdits, names: Names) -> Change:
     shift = clip.inputs[0].inputs[0]
     output = found.nodes[-1].outputs[0]
     name = label(clip)
@@ -156,11 +157,11 @@ def _fuse(clip: Node, source: Variable, found: _Scaled, body: Graph, names: Name
     added = [sigmoid]
     if found.product:
         added.append(Node("Mul", names.node(f"{name}_Mul"), inputs=[source, gate]))
-    insert_before(last, added, body)
+    edits.insert_before(last, added)
     last.outputs = []
     sigmoid.outputs = [gate]
     if found.product:
         added[-1].outputs = [output]
     for node in reversed((shift, clip, *found.nodes)):
-        remove_node(node, body)
+        edits.remove(node)
     return Change("fused", name, f"with {going} into HardSigmoid")

@@ -76,6 +76,40 @@ def insert_before(node: Node, new: list[Node], body: Graph) -> None:
     body.nodes[at:at] = new
 
 
+class NodeEdits:
+    """Nodes of one body to be put in and taken out; its list is written once, by `write`."""
+
+    def __init__(self, body: Graph) -> None:
+        self._body = body
+        self._members = {id(node) for node in body.nodes}
+        self._gone: dict[int, Node] = {}
+        self._before: dict[int, list[Node]] = {}
+
+    def __contains__(self, node: Node) -> bool:
+        """Whether the node stands in the body, edits counted."""
+        return id(node) in self._members
+
+    def insert_before(self, node: Node, new: Iterable[Node]) -> None:
+        """Put nodes just before `node`, one that stood in the body when it was written last."""
+        fresh = list(new)
+        self._before.setdefault(id(node), []).extend(fresh)
+        self._members.update(map(id, fresh))
+
+    def remove(self, node: Node) -> None:
+        """Unwire a node and take it out."""
+        detach(node)
+        self._gone[id(node)] = node
+        self._members.discard(id(node))
+
+    def write(self) -> None:
+        """Write the list of nodes. Until then nodes that are gone stand there, without inputs and outputs."""
+        if self._gone or self._before:
+            placed = (each for node in self._body.nodes for each in (*self._before.get(id(node), ()), node))
+            self._body.nodes = [node for node in placed if id(node) not in self._gone]
+        self._gone.clear()
+        self._before.clear()
+
+
 def label(node: Node) -> str:
     """How reports name a node: its name, or the tensor it makes."""
     return str(node.name or next((tensor.name for tensor in node.outputs if tensor.name), node.op))
