@@ -1,7 +1,8 @@
 """Stored forms shown as the weights that they stand for while a pass runs, and put back behind it.
 
-A weight that the pass left alone goes back into the very nodes it came from. One that it changed, and what it made
-from them, is stored again where that loses no bit and saves bytes; else it stays as the pass left it.
+A weight that the pass left alone goes back into the very nodes it came from, and so does one that it stored itself in
+a form that is no smaller. One that it changed, and what it made from them, is stored again where that loses no bit and
+saves bytes; else it stays as the pass left it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxopt.encoding.find import forms
-from onnxopt.encoding.forms import Form
+from onnxopt.encoding.forms import NODE_BYTES, Form, as_bits
 from onnxopt.encoding.store import kept_dense, store
 from onnxopt.graph import detach, replace_inputs
 from onnxopt.graph.extract import extract
@@ -44,7 +45,10 @@ _LEAST_BYTES = 1024
 
 @dataclass(frozen=True, eq=False)
 class _Form:
-    """A stored form that was opened: its nodes in order with what they read and make, and the constant shown."""
+    """A stored form that was opened: its nodes in order with what they read and make, and the constant shown.
+
+    weight: about the bytes that it takes in a file.
+    """
 
     body: Graph
     nodes: tuple[tuple[Node, tuple[Any, ...], tuple[Variable, ...]], ...]
@@ -52,11 +56,19 @@ class _Form:
     shown: Constant
     data: TensorData
     read: tuple[tuple[Constant, TensorData], ...]
+    weight: int
 
     @property
     def intact(self) -> bool:
         """Whether the weight, and what it is computed from, is what it was."""
         return self.shown.data is self.data and all(constant.data is data for constant, data in self.read)
+
+    def gives(self, values: NDArray[Any] | None) -> bool:
+        """Whether these are the weight's values, bit for bit."""
+        held = self.data.array()
+        if values is None or values.dtype != held.dtype or values.shape != held.shape:
+            return False
+        return bool(np.array_equal(as_bits(values), as_bits(held)))
 
 
 class Opened:
@@ -66,7 +78,7 @@ class Opened:
     """
 
     def __init__(self, model: Model, evaluate: Evaluate, shared: bool = False) -> None:
-        self._model = model
+        self._model, self._evaluate = model, evaluate
         self._forms: list[_Form] = []
         self._before: dict[int, tuple[Graph, list[Node], list[Node], list[Constant], list[Constant]]] = {}
         cones = list(_cones(model, shared))
@@ -86,11 +98,13 @@ class Opened:
         before = {id(body): (body, list(body.nodes), list(body.initializers)) for body in self._model.bodies()}
         for cone in cones:
             shown = Constant(cone.made.name, TensorData.from_array(values[id(cone.made)]))
-            replace_inputs(cone.made, shown)
-            cone.body.initializers.append(shown)
             wired = tuple((node, tuple(node.inputs), tuple(node.outputs)) for node in cone.nodes)
             held = tuple((constant, constant.data) for constant in cone.constants)
-            self._forms.append(_Form(cone.body, wired, cone.made, shown, shown.data, held))
+            self._forms.append(_Form(cone.body, wired, cone.made, shown, shown.data, held, cone.weight))
+        # one form may read what another makes: all wiring is known before any of it is changed
+        for form in self._forms:
+            replace_inputs(form.made, form.shown)
+            form.body.initializers.append(form.shown)
         # nodes that several forms share are unwired last
         gone = {id(node): node for cone in cones for node in cone.nodes}
         read = {id(tensor) for cone in cones for node in cone.nodes for tensor in node.inputs}
@@ -111,6 +125,7 @@ class Opened:
         if not self._forms:
             return []
         self._model.normalize()
+        self._show_again()
         homes = {id(constant): body for body in self._model.bodies() for constant in body.initializers}
         lost: list[_Form] = []
         back: list[_Form] = []
@@ -123,6 +138,39 @@ class Opened:
         self._recode()
         dense = {id(constant) for constant in self._model.constants()}
         return [f"{form.shown.name} is stored densely now" for form in lost if id(form.shown) in dense]
+
+    def _show_again(self) -> None:
+        """Show what the pass stored by itself, bit for bit what it was, and no smaller: it goes back as it came."""
+        present = {id(constant) for constant in self._model.constants()}
+        absent = {(id(form.body), form.made.name): form for form in self._forms if id(form.shown) not in present}
+        if not absent:
+            return
+        found = ((absent.get((id(cone.body), cone.made.name)), cone) for cone in _cones(self._model, shared=False))
+        pairs = [
+            (form, cone) for form, cone in found if form is not None and form.intact and form.weight <= cone.weight
+        ]
+        values = _decoded([cone for _, cone in pairs], self._model, self._evaluate)
+        pairs = [(form, cone) for form, cone in pairs if form.gives(values.get(id(cone.made)))]
+        for form, cone in pairs:
+            replace_inputs(cone.made, form.shown)
+            form.body.initializers.append(form.shown)
+        for body in {id(form.body): form.body for form, _ in pairs}.values():
+            self._drop(body, [node for _, cone in pairs for node in cone.nodes if cone.body is body])
+
+    def _drop(self, body: Graph, nodes: list[Node]) -> None:
+        """Take those of `nodes`, sorted, out of a body that nothing reads, and constants that they alone read."""
+        dead: set[int] = set()
+        read: set[int] = set()
+        outputs = {id(tensor) for tensor in body.outputs}
+        for node in reversed(nodes):
+            if id(node) not in dead and not any(made.outputs or id(made) in outputs for made in node.outputs):
+                dead.add(id(node))
+                read |= {id(tensor) for tensor in node.inputs}
+                detach(node)
+        body.nodes = [node for node in body.nodes if id(node) not in dead]
+        places = {id(constant): at for at, constant in enumerate(self._before[id(body)][4])}
+        held = [each for each in body.initializers if each.outputs or id(each) not in read or id(each) in outputs]
+        body.initializers = sorted(held, key=lambda constant: places.get(id(constant), len(places)))
 
     def _put_back(self, back: list[_Form]) -> None:
         wired: set[int] = set()
@@ -208,6 +256,11 @@ class _Cone:
         """Bytes of the constants that these nodes alone read."""
         return sum(constant.data.nbytes for constant in self.constants if not self._lent(constant))
 
+    @property
+    def weight(self) -> int:
+        """About the bytes that these nodes and the constants that they alone read take in a file."""
+        return self.nbytes + NODE_BYTES * len(self.nodes)
+
     def _lent(self, constant: Constant) -> bool:
         own = set(map(id, self.nodes))
         return any(id(reader) not in own for reader in constant.outputs)
@@ -239,14 +292,34 @@ def _cones_of(body: Graph, shared: bool) -> Iterator[_Cone]:
             dtypes[id(node.outputs[0])] = dtype
     outputs = {id(tensor) for tensor in body.outputs}
     places = {key: at for at, key in enumerate(inside)}
+    found: set[int] = set()
     for node in inside.values():
         made = node.outputs[0]
         readers = made.outputs
         if id(made) in outputs or not readers or all(id(reader) in inside for reader in readers):
             continue
+        if not shared and _moves(node, found):
+            continue
         cone = _Cone(body, tuple(_members(node, places)), made)
         if any(map(_has_codes, cone.constants)) or (shared and cone.borrows):
+            found.add(id(node))
             yield cone
+
+
+def _moves(node: Node, stored: set[int]) -> bool:
+    """Whether a node moves around what one of the nodes `stored` makes: a weight in another layout, and no form."""
+    pending = [node]
+    while pending:
+        each = pending.pop()
+        if each.op not in _MOVES:
+            continue
+        makers = [
+            tensor.inputs[0] for tensor in (each.inputs if each.op == "Concat" else each.inputs[:1]) if tensor.inputs
+        ]
+        if any(id(maker) in stored for maker in makers):
+            return True
+        pending += makers
+    return False
 
 
 def _decodes(node: Node, dtypes: dict[int, np.dtype], inside: dict[int, Node]) -> np.dtype | None:

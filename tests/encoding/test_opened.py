@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.encoding import Form, Opened, find_palette, parameters, store
+from onnxopt.encoding import Form, MaskedPalette, Opened, find_palette, parameters, store
 from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Model, load
 from onnxopt.pipeline.passes import evaluate
@@ -191,3 +191,64 @@ def test_parameters_are_those_of_the_weights(kind: str) -> None:
     assert dense <= parameters(holding(wanted)) <= 1.05 * dense
     again = load(holding(wanted).to_proto())
     assert dense <= parameters(again) <= 1.05 * dense
+
+
+def tied_form() -> Model:
+    """A stored table whose transpose multiplies at the end: what `share` behind `dedup` leaves."""
+    model = tied()
+    assert not store(model, {constant(model): form("whole")}).left
+    return model
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_form_that_a_layout_reads_too_goes_back_as_it_came(shared: bool) -> None:
+    """The layout read the weight shown in its place, which then stayed beside the codes under another name."""
+    model = load(tied_form().to_proto())
+    before = model.to_proto().SerializeToString(deterministic=True)
+    opened = Opened(model, evaluate, shared=shared)
+    assert isinstance(constant(model, "W"), Constant)
+    assert [node.op for node in model.graph.nodes].count("Transpose") == (1 if shared else 2)
+    assert opened.close() == []
+    assert model.to_proto().SerializeToString(deterministic=True) == before
+
+
+def test_parameters_of_a_form_and_its_layout_count_once() -> None:
+    elements = SHAPE[0] * SHAPE[1]
+    assert elements <= parameters(tied_form()) <= 1.05 * elements
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_what_a_pass_stores_again_as_it_was_is_no_change(kind: str) -> None:
+    """A second run of `share` or `sparsify` writes the same bytes; the model is the one before, content by content."""
+    wanted = form(kind)
+    model = load(holding(wanted).to_proto())
+    before = model.digest()
+    opened = Opened(model, evaluate)
+    assert not store(model, {constant(model): wanted}).left
+    assert opened.close() == []
+    assert model.digest() == before
+
+
+def test_a_smaller_form_that_a_pass_stores_stays() -> None:
+    wanted = form("masked palette")
+    assert isinstance(wanted, MaskedPalette)
+    model = holding(wanted.palette)
+    opened = Opened(model, evaluate)
+    assert not store(model, {constant(model): wanted}).left
+    opened.close()
+    assert any(node.op == "CumSum" for node in model.graph.nodes)
+
+
+def test_a_larger_form_that_a_pass_stores_goes() -> None:
+    """And other values under the same name are another weight."""
+    wanted = form("masked palette")
+    assert isinstance(wanted, MaskedPalette)
+    for values, masked in ((wanted.values(), True), (-wanted.values(), False)):
+        model = holding(wanted)
+        opened = Opened(model, evaluate)
+        constant(model).values = values
+        palette = find_palette(values)
+        assert palette is not None
+        assert not store(model, {constant(model): palette}).left
+        opened.close()
+        assert any(node.op == "CumSum" for node in model.graph.nodes) == masked
