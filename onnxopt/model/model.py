@@ -270,6 +270,10 @@ class Model:
             kept = [tensor for tensor in proto.graph.initializer if tensor.name not in idle]
             proto.graph.ClearField("initializer")
             proto.graph.initializer.extend(kept)
+            # before IR 4 they are listed as inputs too, and would have to be given
+            listed = [info for info in proto.graph.input if info.name not in idle]
+            proto.graph.ClearField("input")
+            proto.graph.input.extend(listed)
         return proto, {name: data for name, data in tensors.items() if name not in idle}
 
     def nbytes(self) -> int:

@@ -230,6 +230,26 @@ def test_a_large_initializer_that_nobody_reads_is_no_obstacle() -> None:
     assert np.array_equal(Session(load(proto)).run({"x": x})["y"], x)
 
 
+def test_a_large_initializer_that_is_listed_as_an_input_and_read_by_nobody_need_not_be_given() -> None:
+    """Before IR 4 every initializer is listed; the runtime asked for those whose values were left out."""
+    listed = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [32, 32]) for name in ("w", "idle")]
+    proto = helper.make_model(
+        helper.make_graph(
+            [helper.make_node("MatMul", ["x", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 32]), *listed],
+            [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 32])],
+            [numpy_helper.from_array(np.eye(32, dtype=np.float32), name) for name in ("w", "idle")],
+        ),
+        opset_imports=[helper.make_opsetid("", 9)],
+        ir_version=3,
+    )
+    session = Session(load(proto))
+    x = np.arange(32, dtype=np.float32)[None]
+    assert [port.name for port in session.inputs] == ["x"]
+    assert np.array_equal(session.run({"x": x})["y"], x)
+
+
 def test_values_in_files_are_mapped_not_copied(tmp_path: Path) -> None:
     weights = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
     source = build("g (float[1,64] x) => (float[1,64] y) { t = MatMul(x, w) y = Add(t, b) }")
