@@ -61,7 +61,8 @@ class Sparsify(Pass):
         skipped: list[Skip] = []
         wanted: dict[Constant, Form] = {}
         for constant in self._candidates(model, skipped):
-            form = smallest(constant.data, palette=True, mask="bitmask" in self.forms, sparse="sparse" in self.forms)
+            mask, sparse = "bitmask" in self.forms, "sparse" in self.forms
+            form = smallest(constant.data, palette=True, mask=mask, sparse=sparse, name=constant.name)
             if isinstance(form, (Masked, MaskedPalette, Sparse)):
                 wanted[constant] = form
             else:

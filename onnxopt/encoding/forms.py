@@ -17,8 +17,13 @@ from onnxopt.encoding.packing import bits_for, packed_nbytes, parts
 
 AnyArray = npt.NDArray[Any]
 
-# Bytes that one node, its tensors' names and a small constant beside it take in a file, as measured on saved models.
+# Bytes that one node, its tensors' names and a small constant beside it take in a file, as measured on saved models. A
+# node repeats the name of its tensor, which is counted with so many characters, so many times.
 NODE_BYTES = 100
+_NAME_LENGTH = 6
+_NAMINGS = 5
+# Nodes that unpack a bitmask.
+_UNPACKING_NODES = 9
 # Elements from which on a mask is not unpacked: the runtime needs 27 bytes of memory for each while it loads the model.
 MOST_MASKED = 1 << 25
 
@@ -92,9 +97,13 @@ class Palette:
     def nbytes(self) -> int:
         """About the bytes in a file: packed indices, codebooks, offsets and nodes."""
         offsets = 4 * self.shape[self.axis] if self.groups > 1 else 0
+        return packed_nbytes(self.indices.size, self.bits) + self.codebook.nbytes + offsets + NODE_BYTES * self.nodes
+
+    @property
+    def nodes(self) -> int:
+        """About how many nodes the form is written as."""
         each = [1 if width == 8 else 6 for width in parts(self.bits)]
-        nodes = 1 + (self.groups > 1) + (self.width > 1) + sum(each) + 2 * (len(each) - 1)
-        return packed_nbytes(self.indices.size, self.bits) + self.codebook.nbytes + offsets + NODE_BYTES * nodes
+        return 1 + (self.groups > 1) + (self.width > 1) + sum(each) + 2 * (len(each) - 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +120,12 @@ class Masked:
     @property
     def nbytes(self) -> int:
         """About the bytes in a file: bits, kept values and nodes."""
-        return -(-self.mask.size // 8) + int(self.kept.nbytes) + 9 * NODE_BYTES
+        return -(-self.mask.size // 8) + int(self.kept.nbytes) + NODE_BYTES * self.nodes
+
+    @property
+    def nodes(self) -> int:
+        """About how many nodes the form is written as."""
+        return _UNPACKING_NODES
 
     @property
     def density(self) -> float:
@@ -169,7 +183,12 @@ class MaskedPalette:
         """About the bytes in a file: bits, indices that are not 0, codebooks and nodes."""
         count, bits = self.palette.indices.size, self.palette.bits
         saved = packed_nbytes(count, bits) - packed_nbytes(int(self.mask.sum()), bits)
-        return self.palette.nbytes - saved + -(-count // 8) + 9 * NODE_BYTES
+        return self.palette.nbytes - saved + -(-count // 8) + NODE_BYTES * _UNPACKING_NODES
+
+    @property
+    def nodes(self) -> int:
+        """About how many nodes the form is written as."""
+        return self.palette.nodes + _UNPACKING_NODES
 
     def values(self) -> AnyArray:
         """The tensor, bit for bit what the stored form gives."""
@@ -191,6 +210,11 @@ class Sparse:
         """About the bytes in a file: indices and values."""
         return (8 + self.dense.dtype.itemsize) * len(self._at) + NODE_BYTES
 
+    @property
+    def nodes(self) -> int:
+        """It is an initializer."""
+        return 0
+
     def values(self) -> AnyArray:
         """The tensor."""
         return self.dense
@@ -206,6 +230,16 @@ class Sparse:
 
 
 Form = Palette | Masked | MaskedPalette | Sparse
+
+
+def file_bytes(form: Form, name: str) -> int:
+    """About the bytes of a form in a file, where the tensor has this name: nodes repeat it."""
+    return form.nbytes + named_bytes(form.nodes, name)
+
+
+def named_bytes(nodes: int, name: str) -> int:
+    """About the bytes by which nodes of a stored form take more than NODE_BYTES each, for the length of its name."""
+    return _NAMINGS * max(0, len(name.encode()) - _NAME_LENGTH) * nodes
 
 
 def as_bits(values: AnyArray) -> npt.NDArray[np.unsignedinteger[Any]]:

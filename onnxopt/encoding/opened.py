@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxopt.encoding.find import forms
-from onnxopt.encoding.forms import NODE_BYTES, Form, as_bits
+from onnxopt.encoding.forms import NODE_BYTES, Form, as_bits, file_bytes, named_bytes
 from onnxopt.encoding.store import kept_dense, store
 from onnxopt.graph import detach, replace_inputs
 from onnxopt.graph.extract import extract
@@ -61,7 +61,12 @@ class _Form:
     @property
     def intact(self) -> bool:
         """Whether the weight, and what it is computed from, is what it was."""
-        return self.shown.data is self.data and all(constant.data is data for constant, data in self.read)
+        return self.shown.data is self.data and self.readable
+
+    @property
+    def readable(self) -> bool:
+        """Whether what the weight is computed from is what it was."""
+        return all(constant.data is data for constant, data in self.read)
 
     def gives(self, values: NDArray[Any] | None) -> bool:
         """Whether these are the weight's values, bit for bit."""
@@ -147,12 +152,13 @@ class Opened:
             return
         found = ((absent.get((id(cone.body), cone.made.name)), cone) for cone in _cones(self._model, shared=False))
         pairs = [
-            (form, cone) for form, cone in found if form is not None and form.intact and form.weight <= cone.weight
+            (form, cone) for form, cone in found if form is not None and form.readable and form.weight <= cone.weight
         ]
         values = _decoded([cone for _, cone in pairs], self._model, self._evaluate)
         pairs = [(form, cone) for form, cone in pairs if form.gives(values.get(id(cone.made)))]
         for form, cone in pairs:
             replace_inputs(cone.made, form.shown)
+            form.shown.values = form.data
             form.body.initializers.append(form.shown)
         for body in {id(form.body): form.body for form, _ in pairs}.values():
             self._drop(body, [node for _, cone in pairs for node in cone.nodes if cone.body is body])
@@ -199,31 +205,37 @@ class Opened:
         self._model.normalize()
 
     def _recode(self) -> None:
-        """Store again, without loss, what the pass made of opened weights."""
+        """Store again, without loss, what the pass made of opened weights, but for codes that it stored itself."""
         masked = any(node.op == "CumSum" for form in self._forms for node, _, _ in form.nodes)
         shown = {id(form.shown) for form in self._forms}
-        kept = kept_dense(self._model)
+        codes = {id(constant) for cone in _cones(self._model, shared=False) for constant in cone.constants}
+        kept = codes | set(kept_dense(self._model))
         wanted: dict[Constant, Form] = {}
         for constant in self._model.constants():
             data = constant.data
             known = data.uid in self._uids and id(constant) not in shown
             if known or id(constant) in kept or data.nbytes < _LEAST_BYTES or data.sparse is not None:
                 continue
-            found = smallest(data, palette=True, mask=masked)
+            found = smallest(data, palette=True, mask=masked, name=constant.name)
             if found is not None:
                 wanted[constant] = found
         if wanted:
             store(self._model, wanted)
 
 
-def smallest(data: TensorData, *, palette: bool, mask: bool, sparse: bool = False) -> Form | None:
-    """The smallest form that gives back every bit of a tensor and is smaller than it, None where there is none."""
+def smallest(data: TensorData, *, palette: bool, mask: bool, sparse: bool = False, name: str = "") -> Form | None:
+    """The smallest form that gives back every bit of a tensor and is smaller than it, None where there is none.
+
+    name: of the tensor, which nodes repeat.
+    """
     if data.dtype.kind == "O" or data.nbytes < _LEAST_BYTES:
         return None
     best: Form | None = None
+    least = data.stored_nbytes
     for form in forms(data.array(), palette=palette, mask=mask, sparse=sparse):
-        if form.nbytes < (data.nbytes if best is None else best.nbytes):
-            best = form
+        size = file_bytes(form, name)
+        if size < least:
+            best, least = form, size
     return best
 
 
@@ -259,7 +271,7 @@ class _Cone:
     @property
     def weight(self) -> int:
         """About the bytes that these nodes and the constants that they alone read take in a file."""
-        return self.nbytes + NODE_BYTES * len(self.nodes)
+        return self.nbytes + NODE_BYTES * len(self.nodes) + named_bytes(len(self.nodes), self.made.name)
 
     def _lent(self, constant: Constant) -> bool:
         own = set(map(id, self.nodes))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from onnxopt.encoding.chain import Chains, obstacle
-from onnxopt.encoding.forms import Form, Masked, MaskedPalette, Sparse
+from onnxopt.encoding.forms import Form, Masked, MaskedPalette, Sparse, file_bytes
 from onnxopt.graph import replace_inputs
 from onnxopt.graph.operators import opset_of
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
@@ -41,9 +41,9 @@ def store(model: Model, wanted: Mapping[Constant, Form]) -> Stored:
     for constant, form in wanted.items():
         body = homes[id(constant)]
         reason = kept.get(id(constant)) or _obstacle(form, body, model)
-        saved = constant.data.nbytes - form.nbytes
+        saved = constant.data.stored_nbytes - file_bytes(form, constant.name)
         if reason is None and saved <= 0:
-            reason = f"{described(form)} would not be smaller than its {constant.data.nbytes} bytes"
+            reason = f"{described(form)} would not be smaller than its {constant.data.stored_nbytes} bytes"
         if reason is not None:
             stored.left[constant.name] = reason
             continue

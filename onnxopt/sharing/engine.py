@@ -122,7 +122,7 @@ class _Run:
         """A palette without loss: of no more bits than asked for, or any where nothing else is wanted."""
         if not self.sharing.unique:
             return find_palette(found.constant.values, self.sharing.entries)
-        form = smallest(found.constant.data, palette=True, mask=False)
+        form = smallest(found.constant.data, palette=True, mask=False, name=found.constant.name)
         return form if isinstance(form, Palette) else find_palette(found.constant.values)
 
     def _lossy(self, wanted: Sequence[Shareable]) -> list[_Made]:

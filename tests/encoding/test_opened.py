@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.encoding import Form, MaskedPalette, Opened, find_palette, parameters, store
+from onnxopt.encoding import Form, MaskedPalette, Opened, Sparse, find_palette, parameters, smallest, store
 from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Model, load
 from onnxopt.pipeline.passes import evaluate
@@ -229,6 +229,34 @@ def test_what_a_pass_stores_again_as_it_was_is_no_change(kind: str) -> None:
     assert model.digest() == before
 
 
+def test_long_names_are_counted_where_forms_are_compared_with_what_they_save() -> None:
+    """Each node repeats the name of its tensor: a form that saved 100 bytes by its codes took 300 more by names."""
+    name = "bert.encoder.layer.11.attention.self.query.weight"
+    for rows in range(12, 65, 4):
+        values = np.round(np.random.default_rng(rows).normal(size=(rows, 24)) * 2).astype(np.float32)
+        palette = find_palette(values)
+        assert palette is not None
+        model = model_of(values)
+        constant(model).name = name
+        before = model.to_proto().ByteSize()
+        told = store(model, {constant(model, name): palette})
+        assert (model.to_proto().ByteSize() < before) == bool(told.saved), rows
+        assert abs(before - model.to_proto().ByteSize() - told.saved.get(name, 0)) < 350, rows
+
+
+def test_a_sparse_tensor_is_not_stored_in_more_bytes_than_it_has() -> None:
+    values = np.zeros(SHAPE, np.float32)
+    values[::7, ::9] = 1
+    model = model_of(values)
+    assert not store(model, {constant(model): Sparse(values)}).left
+    palette = find_palette(values)
+    assert palette is not None
+    before = model.to_proto().ByteSize()
+    store(model, {constant(model): palette})
+    assert model.to_proto().ByteSize() <= before
+    assert smallest(constant(model).data, palette=True, mask=True) is None
+
+
 def test_a_smaller_form_that_a_pass_stores_stays() -> None:
     wanted = form("masked palette")
     assert isinstance(wanted, MaskedPalette)
@@ -240,15 +268,19 @@ def test_a_smaller_form_that_a_pass_stores_stays() -> None:
 
 
 def test_a_larger_form_that_a_pass_stores_goes() -> None:
-    """And other values under the same name are another weight."""
-    wanted = form("masked palette")
-    assert isinstance(wanted, MaskedPalette)
-    for values, masked in ((wanted.values(), True), (-wanted.values(), False)):
-        model = holding(wanted)
-        opened = Opened(model, evaluate)
-        constant(model).values = values
+    """And other values under the same name are another weight, whose codes are not stored as codes again."""
+    codes = np.zeros((256, 256), np.uint8)
+    codes[::16] = np.random.default_rng(0).integers(0, 16, (16, 256))
+    values = np.linspace(-1, 1, 16, dtype=np.float32)[codes]
+    for changed, masked in ((values, True), (-values, False)):
+        model = model_of(values)
         palette = find_palette(values)
         assert palette is not None
+        assert not store(model, {constant(model): MaskedPalette.of(palette)}).left
+        opened = Opened(model, evaluate)
+        palette = find_palette(changed)
+        assert palette is not None
+        constant(model).values = changed
         assert not store(model, {constant(model): palette}).left
         opened.close()
         assert any(node.op == "CumSum" for node in model.graph.nodes) == masked
