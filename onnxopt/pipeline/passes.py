@@ -79,9 +79,9 @@ class Runner:
                     raise
             if step.inserted_for is not None:
                 continue
-            if start is not None and self.records[-1].status is not Status.CHANGED:
-                self._undo(start, steps[number + 1 :])
-            start = None
+            idle = start is not None and self.records[-1].status is not Status.CHANGED
+            if start is None or not idle or self._undo(start, steps[number + 1 :]):
+                start = None
 
     def step(self, step: Step) -> None:
         """Run one step. Raises its error where it fails; the model is rolled back then."""
@@ -91,12 +91,17 @@ class Runner:
         mark = self.stages.mark() if self.stages is not None else None
         return _Start(self.model.snapshot(), len(self.records), mark)
 
-    def _undo(self, start: _Start, later: Sequence[Step]) -> None:
-        """Take back the passes that prepared for one that then did nothing, unless a later one wants them too."""
+    def _undo(self, start: _Start, later: Sequence[Step]) -> bool:
+        """Take back the passes that prepared for one that then did nothing.
+
+        False where a later one wants them too, which may then do nothing either.
+        """
         prepared = self.records[start.records : -1]
         changed = [record for record in prepared if record.status is Status.CHANGED]
-        if not changed or still_wanted(later, {record.name for record in changed}):
-            return
+        if not changed:
+            return True
+        if still_wanted(later, {record.name for record in changed}):
+            return False
         self.model.restore(start.snapshot)
         self._left = None
         if self.stages is not None and start.mark is not None:
@@ -113,6 +118,7 @@ class Runner:
                 parameters_before=counts[1],
                 parameters_after=counts[1],
             )
+        return True
 
     def _run_one(self, step: Step, quantized_before: int) -> None:
         # sums of matrix products depend on how many threads share them, and rounding may depend on a sum's last bit

@@ -362,6 +362,13 @@ def test_what_prepared_for_a_pass_that_worked_stays(example: Example) -> None:
     assert [record.status for record in listed.passes] == [Status.CHANGED, *[Status.UNCHANGED] * 3]
 
 
+def test_what_only_prepared_for_several_idle_passes_is_undone_behind_the_last(example: Example) -> None:
+    result = run(example, [idle, idle])
+    assert [record.status for record in result.report.passes] == [Status.UNDONE, *[Status.UNCHANGED] * 3]
+    assert result.report.verdict is Verdict.UNCHANGED
+    assert result.model.to_proto() == api.load(example[0]).to_proto()
+
+
 def test_after_an_undoing_passes_are_held_against_the_stage_before_it(example: Example) -> None:
     @rewrite(name="idle_after_shuffle", effect="exact", prepare=(bad("Shuffle"),))
     def idle_after_shuffle(graph: Graph) -> None:
