@@ -68,13 +68,13 @@ class Sparsify(Pass):
             else:
                 skipped.append(Skip(constant.name, self._too_dense(constant, form)))
         stored = store(model, wanted)
-        skipped += [Skip(name, reason) for name, reason in stored.left.items()]
+        skipped += [Skip(constant.name, reason) for constant, reason in stored.left.items()]
         changes = [
-            Change("stored", constant.name, f"{described(form)}: {stored.saved[constant.name]} bytes less")
+            Change("stored", constant.name, f"{described(form)}: {stored.saved[constant]} bytes less")
             for constant, form in wanted.items()
-            if constant.name in stored.saved
+            if constant in stored.saved
         ]
-        done = {constant: form for constant, form in wanted.items() if constant.name in stored.saved}
+        done = {constant: form for constant, form in wanted.items() if constant in stored.saved}
         return PassResult(changes, skipped, _notes(done))
 
     def _candidates(self, model: Model, skipped: list[Skip]) -> Iterator[Constant]:

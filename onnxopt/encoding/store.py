@@ -18,10 +18,10 @@ _SPARSE_TYPES = frozenset({"float32", "float16", "float64", "int8", "uint8", "in
 
 @dataclass(frozen=True)
 class Stored:
-    """What became of the tensors: name -> bytes saved, about; name -> why it stays dense."""
+    """What became of tensors, two of which may have one name in two branches: bytes saved, about; why it stays."""
 
-    saved: dict[str, int] = field(default_factory=dict)
-    left: dict[str, str] = field(default_factory=dict)
+    saved: dict[Constant, int] = field(default_factory=dict)
+    left: dict[Constant, str] = field(default_factory=dict)
 
 
 def store(model: Model, wanted: Mapping[Constant, Form]) -> Stored:
@@ -45,9 +45,9 @@ def store(model: Model, wanted: Mapping[Constant, Form]) -> Stored:
         if reason is None and saved <= 0:
             reason = f"{described(form)} would not be smaller than its {constant.data.stored_nbytes} bytes"
         if reason is not None:
-            stored.left[constant.name] = reason
+            stored.left[constant] = reason
             continue
-        stored.saved[constant.name] = saved
+        stored.saved[constant] = saved
         if isinstance(form, Sparse):
             sparse = Constant(constant.name, TensorData.from_sparse(form.proto(constant.name)))
             replace_inputs(constant, sparse)

@@ -197,7 +197,7 @@ class _Run:
         writer = QdqWriter(self.model)
         for each, mine in zip(made, slots, strict=True):
             constants, weight = each.found.constants, each.found.weight
-            reason = next((stored.left[constant.name] for constant in constants if constant.name in stored.left), None)
+            reason = next((stored.left[constant] for constant in constants if constant in stored.left), None)
             if reason is not None:
                 self.skipped.append(Skip(each.found.place, reason))
                 continue
@@ -215,11 +215,11 @@ class _Run:
         """Write the forms, zeros as a bitmask where that is smaller."""
         masked = {each: mask for each in made if (mask := _mask(each.palette)) is not None}
         first = store(self.model, {c: masked.get(each, each.palette) for each in made for c in each.found.constants})
-        palettes = {c: each.palette for each in masked for c in each.found.constants if c.name in first.left}
+        palettes = {c: each.palette for each in masked for c in each.found.constants if c in first.left}
         if not palettes:
             return first
         second = store(self.model, palettes)
-        left = {name: reason for name, reason in (first.left | second.left).items() if name not in second.saved}
+        left = {c: reason for c, reason in (first.left | second.left).items() if c not in second.saved}
         return Stored(first.saved | second.saved, left)
 
     def _slots(self, made: _Made) -> dict[Node, BiasSlot]:
@@ -233,7 +233,7 @@ class _Run:
         )
         constant = made.found.constant
         before = constant.data.nbytes
-        after = before - stored.saved.get(constant.name, before - palette.nbytes)
+        after = before - stored.saved.get(constant, before - palette.nbytes)
         detail = made.how if made.exact else f"{books}, {made.how}" + ", bias" * corrected
         self.changes.append(Change("values shared", made.found.place, f"{detail}: {before:,} bytes to {after:,}"))
         self._before, self._after = self._before + before, self._after + after
