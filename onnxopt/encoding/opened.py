@@ -36,10 +36,9 @@ _MOVES = frozenset(
 )
 _INTEGER = frozenset({"Add", "Sub", "Mul", "BitShift", "BitwiseAnd", "BitwiseOr", "CumSum"})
 _CAST_TO: dict[object, np.dtype[Any]] = {6: np.dtype(np.int32), 7: np.dtype(np.int64)}  # of TensorProto.DataType
-# A form holds codes: so many elements at least, of a type of at most 16 bits.
-_LEAST_CODES = 64
+# A form holds codes, of these types; few bytes of them where one holds several, or one code stands for a vector.
 _CODES = frozenset(map(np.dtype, (np.uint8, np.uint16, np.int8, np.int16, ml_dtypes.uint4, ml_dtypes.uint2)))
-# Constants below this size are not stored again: nodes would take more.
+# Constants below this size are not stored, nor stored again: nodes would take more.
 _LEAST_BYTES = 1024
 
 
@@ -291,7 +290,7 @@ def _read_in(body: Graph) -> Iterator[Constant]:
 
 def _has_codes(constant: Constant) -> bool:
     data = constant.data
-    return data.dtype in _CODES and data.size >= _LEAST_CODES
+    return data.dtype in _CODES and bool(data.shape) and data.size > 0
 
 
 def _cones_of(body: Graph, shared: bool) -> Iterator[_Cone]:
@@ -382,7 +381,12 @@ def _decoded(cones: list[_Cone], model: Model, evaluate: Evaluate) -> dict[int, 
 
 def _smaller(cone: _Cone, values: NDArray[Any] | None) -> bool:
     """Whether the constants of a cone take fewer bytes than what they stand for; None: it could not be computed."""
-    return values is not None and cone.nbytes < values.nbytes
+    return values is not None and _pays(cone, values.nbytes)
+
+
+def _pays(cone: _Cone, nbytes: int) -> bool:
+    """Whether a tensor of so many bytes may be what the cone stores."""
+    return nbytes >= _LEAST_BYTES and cone.nbytes < nbytes
 
 
 def parameters(model: Model) -> int:
@@ -396,7 +400,7 @@ def parameters(model: Model) -> int:
         if fact.shape is None or fact.dtype is None or not all(isinstance(size, int) for size in fact.shape):
             continue
         elements = int(np.prod([int(size or 0) for size in fact.shape], dtype=np.int64))
-        if cone.nbytes >= elements * fact.dtype.itemsize:
+        if not _pays(cone, elements * fact.dtype.itemsize):
             continue
         held = {constant.data.uid: constant.data for constant in cone.constants}
         stored = [data for uid, data in held.items() if uid not in counted and data.shape and data.dtype != np.int64]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from onnxopt.encoding import Form, MaskedPalette, Opened, Sparse, find_palette, parameters, smallest, store
+from onnxopt.encoding import Form, MaskedPalette, Opened, Palette, Sparse, find_palette, parameters, smallest, store
 from onnxopt.graph import replace_inputs
 from onnxopt.model import Constant, Model, load
 from onnxopt.pipeline.passes import evaluate
@@ -210,6 +210,25 @@ def test_a_form_that_a_layout_reads_too_goes_back_as_it_came(shared: bool) -> No
     assert [node.op for node in model.graph.nodes].count("Transpose") == (1 if shared else 2)
     assert opened.close() == []
     assert model.to_proto().SerializeToString(deterministic=True) == before
+
+
+@pytest.mark.parametrize("rows", [5, 16])
+def test_forms_of_few_codes_are_opened(rows: int) -> None:
+    """One bit a weight, or one code for a vector, leaves few bytes: they were taken for other constants."""
+    values = np.where(np.random.default_rng(0).random((rows, 64)) < 0.5, 0.25, -0.5).astype(np.float32)
+    palette = find_palette(values)
+    assert palette is not None
+    vectors = Palette((16, 16), 0, np.ones((1, 2, 16), np.float32), np.zeros((16, 1), np.uint8))
+    for wanted in (palette, vectors):
+        model = model_of(wanted.values())
+        dense = parameters(model)
+        assert not store(model, {constant(model): wanted}).left
+        assert dense <= parameters(model) <= dense + 20
+        before = model.digest()
+        opened = Opened(model, evaluate)
+        assert same_bits(constant(model).values, wanted.values())
+        assert opened.close() == []
+        assert model.digest() == before
 
 
 def test_parameters_of_a_form_and_its_layout_count_once() -> None:
