@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxopt.encoding.find import forms
-from onnxopt.encoding.forms import NODE_BYTES, Form, as_bits, file_bytes, named_bytes
+from onnxopt.encoding.forms import Form, as_bits, file_bytes
 from onnxopt.encoding.store import kept_dense, store
 from onnxopt.graph import detach, replace_inputs
 from onnxopt.graph.extract import extract
@@ -38,6 +38,9 @@ _INTEGER = frozenset({"Add", "Sub", "Mul", "BitShift", "BitwiseAnd", "BitwiseOr"
 _CAST_TO: dict[object, np.dtype[Any]] = {6: np.dtype(np.int32), 7: np.dtype(np.int64)}  # of TensorProto.DataType
 # A form holds codes, of these types; few bytes of them where one holds several, or one code stands for a vector.
 _CODES = frozenset(map(np.dtype, (np.uint8, np.uint16, np.int8, np.int16, ml_dtypes.uint4, ml_dtypes.uint2)))
+# Bytes besides its text that a name takes in a file, and a node or a constant besides its names and values.
+_FRAME = 2
+_ENTRY_BYTES = 10
 # Constants below this size are not stored, nor stored again: nodes would take more.
 _LEAST_BYTES = 1024
 
@@ -269,8 +272,12 @@ class _Cone:
 
     @property
     def weight(self) -> int:
-        """About the bytes that these nodes and the constants that they alone read take in a file."""
-        return self.nbytes + NODE_BYTES * len(self.nodes) + named_bytes(len(self.nodes), self.made.name)
+        """About the bytes that these nodes and the constants that they alone read take in a file, names as they are."""
+        held = [constant.name for constant in self.constants if not self._lent(constant)]
+        texts = [text for node in self.nodes for text in (node.op, node.name)]
+        texts += [tensor.name for node in self.nodes for tensor in (*node.inputs, *node.outputs)]
+        names = sum(len(text) + _FRAME for text in [*held, *texts])
+        return self.nbytes + names + _ENTRY_BYTES * (len(held) + len(self.nodes))
 
     def _lent(self, constant: Constant) -> bool:
         own = set(map(id, self.nodes))

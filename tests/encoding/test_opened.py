@@ -7,7 +7,7 @@ import pytest
 
 from onnxopt.encoding import Form, MaskedPalette, Opened, Palette, Sparse, find_palette, parameters, smallest, store
 from onnxopt.graph import replace_inputs
-from onnxopt.model import Constant, Model, load
+from onnxopt.model import Constant, Model, Node, Variable, load
 from onnxopt.pipeline.passes import evaluate
 from tests.encoding.grids import FORMS, LEVELS, SHAPE, Array, constant, feed, form, model_of, run, same_bits
 from tests.passes.quantizing import parse
@@ -275,6 +275,27 @@ def test_a_sparse_tensor_is_not_stored_in_more_bytes_than_it_has() -> None:
     store(model, {constant(model): palette})
     assert model.to_proto().ByteSize() <= before
     assert smallest(constant(model).data, palette=True, mask=True) is None
+
+
+def test_a_form_of_short_names_is_smaller_than_the_same_one_with_long_names() -> None:
+    """As tools leave it that rename all tensors: one node more in it is less than what names of ours take."""
+    wanted = form("whole")
+    model = load(holding(wanted).to_proto())
+    made = next(tensor for node in model.graph.nodes if node.op == "MatMul" for tensor in node.inputs[1:])
+    replace_inputs(made, again := Variable("again"))
+    identity = Node(op="Identity", inputs=[made], outputs=[again])
+    model.graph.nodes.insert(len(model.graph.nodes) - 2, identity)
+    for at, node in enumerate(model.graph.nodes):
+        node.name = ""
+        for tensor in (*node.inputs, *node.outputs):
+            tensor.name = tensor.name if tensor.name in "xy" else f"{at}{len(tensor.name)}"
+    model = load(model.to_proto())
+    before = model.digest()
+    opened = Opened(model, evaluate)
+    shown = next(each for each in model.constants() if each.shape == SHAPE)
+    assert not store(model, {shown: wanted}).left
+    assert opened.close() == []
+    assert model.digest() == before
 
 
 def test_a_smaller_form_that_a_pass_stores_stays() -> None:
