@@ -143,12 +143,11 @@ class Model:
         Our classes; every constant in a body that encloses its uses; and no tensor of an inner body hides, by its name,
         one of an outer body that is read within: the inner one gets another name.
         """
-        nested = False
-        for body in self.bodies():
+        bodies = list(self.bodies())
+        for body in bodies:
             adopt_classes(body)
-            nested = nested or body.parent is not None
-        self._home_constants()
-        if nested:
+        self._home_constants(bodies)
+        if any(body.parent is not None for body in bodies):
             self._unhide_names()
 
     def _unhide_names(self) -> None:
@@ -169,10 +168,10 @@ class Model:
                     where.output_infos[fresh] = where.output_infos.pop(hidden_by.name)
                 hidden_by.name = fresh
 
-    def _home_constants(self) -> None:
-        home = {id(constant): body for body in self.bodies() for constant in body.initializers}
+    def _home_constants(self, bodies: list[Graph]) -> None:
+        home = {id(constant): body for body in bodies for constant in body.initializers}
         moved: dict[int, tuple[Constant, Graph]] = {}
-        for body in self.bodies():
+        for body in bodies:
             for constant in _constants_read(body):
                 present = moved[id(constant)][1] if id(constant) in moved else home.get(id(constant))
                 wanted = body if present is None else _common(present, body, constant)
