@@ -1,12 +1,15 @@
-"""Fuse Pad with zeros into the Conv that follows.
+"""Fuse Pad into the Conv or pool that follows.
 
     Before                                              After
-    t = Pad(x, {0, 0, 1, 1, 0, 0, 2, 2})                y = Conv(t, W) {pads: [1, 1, 2, 2]}
+    t = Pad(x, {0, 0, 1, 1, 0, 0, 2, 2})                y = Conv(x, W) {pads: [1, 1, 2, 2]}
     y = Conv(t, W)
+    t = Pad(x, {0, 0, 1, 1, 0, 0, 1, 1})                y = AveragePool(x) {pads: [1, 1, 1, 1], count_include_pad: 1}
+    y = AveragePool(t)
 
-The Pad must add constant numbers of zeros around spatial axes only. onnxruntime's kernels for x86 give the same bits; a
-kernel that skips padded positions may add in another order, so this counts as rounding. Exporters that emulate "same"
-padding write such pairs; integer Conv kernels need the Pad to be gone.
+The Pad must add constant numbers of zeros, in front of a MaxPool of negative infinities, around spatial axes only.
+onnxruntime's kernels for x86 give the same bits; a kernel that skips padded positions may add in another order, so this
+counts as rounding. Exporters that emulate "same" padding, or averages that count it, write such pairs; integer Conv
+kernels need the Pad to be gone.
 """
 
 from __future__ import annotations
@@ -25,11 +28,12 @@ from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, op
 # onnxruntime's blocked convolution takes 1.3 to 4.6 times as long with pads of its own where an image is one wide and
 # the kernel at least this long
 _LONG = 8
+_TAKES = (("", "Conv"), ("", "AveragePool"), ("", "MaxPool"))
 
 
 @dataclass(frozen=True)
 class FusePad(Pass):
-    """Fuse Pad with zeros into the Conv that follows."""
+    """Fuse Pad into the Conv or pool that follows."""
 
     name: ClassVar[str] = "fuse_pad"
     prepare: ClassVar[tuple[str, ...]] = ("fold_constants",)
@@ -41,7 +45,7 @@ class FusePad(Pass):
         return Effect.ROUNDING
 
     def run(self, model: Model, context: Context) -> PassResult:
-        """Fuse in all bodies. A Pad that several nodes read stays until all of them are Convs that took it over."""
+        """Fuse in all bodies. A Pad that several nodes read stays until all of them can take it over."""
         model.normalize()
         changes: list[Change] = []
         skipped: list[Skip] = []
@@ -60,9 +64,9 @@ class FusePad(Pass):
                 if reason:
                     skipped.append(Skip(name, reason))
                     continue
-                convs = list({id(conv): conv for conv in pad.outputs[0].outputs}.values())
-                _fuse(pad, convs, edits)
-                changes.append(Change("fused", name, f"into {', '.join(map(label, convs))}"))
+                readers = list({id(reader): reader for reader in pad.outputs[0].outputs}.values())
+                _fuse(pad, readers, edits)
+                changes.append(Change("fused", name, f"into {', '.join(map(label, readers))}"))
             edits.write()
         return PassResult(changes, skipped)
 
@@ -72,8 +76,6 @@ def _reason_to_stay(pad: Node, body: NodeEdits, outputs: set[int]) -> str | None
         return "an attribute is a parameter of the function it stands in"
     if pad.attrs.get("mode", "constant") != "constant":
         return f"it pads by {pad.attrs['mode']}, not with zeros"
-    if not _fills_with_zero(pad):
-        return "it does not pad with a constant zero"
     amounts = _amounts(pad)
     if amounts is None:
         return "its pads are not constant"
@@ -82,20 +84,47 @@ def _reason_to_stay(pad: Node, body: NodeEdits, outputs: set[int]) -> str | None
         return "it crops, or pads the batch or channel axis"
     if id(pad.outputs[0]) in outputs or not pad.outputs[0].outputs:
         return "its result is an output of the graph"
-    for conv in pad.outputs[0].outputs:
-        if conv.kind != ("", "Conv") or conv not in body or conv.inputs[0] is not pad.outputs[0]:
-            return f"{conv.op} {label(conv)} reads it, which has no pads of its own"
-        if any(tensor is pad.outputs[0] for tensor in conv.inputs[1:]):
-            return f"Conv {label(conv)} reads it as weights too"
-        if conv.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
-            return f"Conv {label(conv)} chooses its own pads ({conv.attrs['auto_pad']})"
-        if not isinstance(conv.attrs.get("pads", []), list):
-            return f"the pads of Conv {label(conv)} are a parameter of its function"
+    for reader in pad.outputs[0].outputs:
+        if reader.kind not in _TAKES or reader not in body or reader.inputs[0] is not pad.outputs[0]:
+            return f"{reader.op} {label(reader)} reads it, which has no pads of its own"
+        reason = _reason_of_reader(reader, pad, [*begins[2:], *ends[2:]])
+        if reason is not None:
+            return reason
     return None
 
 
-def _is_long(conv: Node) -> bool:
-    kernel = conv.inputs[1].shape[2:] if isinstance(conv.inputs[1], Constant) else ()
+def _reason_of_reader(reader: Node, pad: Node, extra: list[int]) -> str | None:
+    name = f"{reader.op} {label(reader)}"
+    if not _fills_with(pad, -np.inf if reader.op == "MaxPool" else 0.0):
+        wanted = "negative infinity" if reader.op == "MaxPool" else "zero"
+        return f"{name} reads it, and it does not pad with a constant {wanted}"
+    if any(tensor is pad.outputs[0] for tensor in reader.inputs[1:]):
+        return f"{name} reads it as weights too"
+    if reader.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return f"{name} chooses its own pads ({reader.attrs['auto_pad']})"
+    own = reader.attrs.get("pads") or [0] * len(extra)
+    if not isinstance(own, list):
+        return f"the pads of {name} are a parameter of its function"
+    return None if reader.op == "Conv" else _reason_of_pool(reader, own, extra)
+
+
+def _reason_of_pool(pool: Node, own: list[int], extra: list[int]) -> str | None:
+    name = f"{pool.op} {label(pool)}"
+    kernel = pool.attrs.get("kernel_shape")
+    if not isinstance(kernel, list) or len(own) != len(extra) or len(extra) != 2 * len(kernel):
+        return f"{name} has another number of axes"
+    if pool.attrs.get("ceil_mode", 0) or len(pool.outputs) > 1:
+        return f"{name} rounds its length up, or tells where its maxima are"
+    if pool.op == "AveragePool" and any(own) and not pool.attrs.get("count_include_pad", 0):
+        return f"{name} does not count its own pads"
+    if any(mine + more >= size for mine, more, size in zip(own, extra, kernel * 2, strict=True)):
+        return f"{name} would have pads as long as its kernel, which runtimes refuse"
+    return None
+
+
+def _is_long(reader: Node) -> bool:
+    weight = reader.inputs[1] if reader.op == "Conv" else None
+    kernel = weight.shape[2:] if isinstance(weight, Constant) else ()
     return len(kernel) == 2 and min(kernel) == 1 and max(kernel) >= _LONG
 
 
@@ -107,11 +136,11 @@ def _reason_for_speed(pad: Node, facts: dict[int, Fact]) -> str | None:
     return f"Conv {label(conv)} has a long kernel on an image one wide, which is faster without pads (always=false)"
 
 
-def _fills_with_zero(pad: Node) -> bool:
+def _fills_with(pad: Node, wanted: float) -> bool:
     if len(pad.inputs) > 2 and not pad.inputs[2].is_empty():
         value = pad.inputs[2]
-        return isinstance(value, Constant) and bool(np.all(value.values.astype(np.float64) == 0))
-    return bool(pad.attrs.get("value", 0.0) == 0)
+        return isinstance(value, Constant) and bool(np.all(value.values.astype(np.float64) == wanted))
+    return bool(pad.attrs.get("value", 0.0) == wanted)
 
 
 def _amounts(pad: Node) -> tuple[list[int], list[int]] | None:
@@ -127,16 +156,18 @@ def _amounts(pad: Node) -> tuple[list[int], list[int]] | None:
     return given[: len(given) // 2], given[len(given) // 2 :]
 
 
-def _fuse(pad: Node, convs: list[Node], edits: NodeEdits) -> None:
+def _fuse(pad: Node, readers: list[Node], edits: NodeEdits) -> None:
     amounts = _amounts(pad)
     assert amounts is not None
     extra = [*amounts[0][2:], *amounts[1][2:]]
     source = pad.inputs[0]
-    for conv in convs:
-        own = conv.attrs.get("pads") or [0] * len(extra)
-        if conv.attrs.get("auto_pad") == "VALID":
+    for reader in readers:
+        own = reader.attrs.get("pads") or [0] * len(extra)
+        if reader.attrs.get("auto_pad") == "VALID":
             own = [0] * len(extra)
-            conv.attrs.pop("auto_pad")
-        conv.attrs["pads"] = [int(mine + more) for mine, more in zip(own, extra, strict=True)]
-        conv.inputs[0] = source
+            reader.attrs.pop("auto_pad")
+        reader.attrs["pads"] = [int(mine + more) for mine, more in zip(own, extra, strict=True)]
+        if reader.op == "AveragePool":
+            reader.attrs["count_include_pad"] = 1
+        reader.inputs[0] = source
     edits.remove(pad)

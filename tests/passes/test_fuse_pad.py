@@ -36,6 +36,29 @@ def test_zeros_around_become_the_convs_pads(pads: tuple[int, ...], attributes: s
     assert_close(reference(source, feeds), reference(target, feeds))
 
 
+@pytest.mark.parametrize("pads", [(0, 0, 1, 1, 0, 0, 1, 1), (0, 0, 0, 2, 0, 0, 1, 0)])
+@pytest.mark.parametrize(
+    ("op", "attributes", "fill"),
+    [
+        ("AveragePool", "kernel_shape = [3, 3]", 0.0),
+        ("AveragePool", "kernel_shape = [3, 3], strides = [2, 2], count_include_pad = 1", 0.0),
+        ("AveragePool", "kernel_shape = [4, 4], pads = [1, 0, 0, 1], count_include_pad = 1", 0.0),
+        ("MaxPool", "kernel_shape = [3, 3], strides = [2, 1]", -np.inf),
+        ("MaxPool", "kernel_shape = [4, 4], pads = [0, 1, 1, 0], dilations = [1, 1]", -np.inf),
+    ],
+)
+def test_pools_take_pads_over(pads: tuple[int, ...], op: str, attributes: str, fill: float) -> None:
+    amounts = ", ".join(map(str, pads))
+    graph = f"<int64[8] p = {{{amounts}}}> {{ t = Pad(x, p, f) y = {op}<{attributes}>(t) }}"
+    source = with_weights(proto(f"g (float[1,4,6,7] x) => (float[1,4,H,W] y) {graph}"), f=np.array(fill, np.float32))
+    target = load(source)
+    assert apply(FusePad(), target).changes
+    assert operators(target) == [op]
+    feeds = random_feeds(source)
+    assert_close(run(source, feeds), run(target, feeds))
+    assert_close(reference(source, feeds), run(target, feeds))
+
+
 def test_attributes_before_opset_11() -> None:
     source = build(f"{SHAPES} {{ t = Pad<pads = [0, 0, 1, 1, 0, 0, 1, 1]>(x) y = Conv(t, w) }}", opset=10)
     target = load(source)
@@ -55,11 +78,17 @@ def test_attributes_before_opset_11() -> None:
         ("t = Pad(x, p) r = Relu(t) y = Conv(r, w)", "Relu"),
         ('t = Pad(x, p) y = Conv<auto_pad = "SAME_UPPER">(t, w)', "SAME_UPPER"),
         ("t = Pad(x, p) a = Conv(t, w) b = MaxPool<kernel_shape = [3, 3]>(t) y = Identity(a)", "MaxPool"),
+        ("t = Pad(x, p, low) y = AveragePool<kernel_shape = [3, 3]>(t)", "constant zero"),
+        ("t = Pad(x, p) y = AveragePool<kernel_shape = [3, 3], pads = [1, 1, 1, 1]>(t)", "own pads"),
+        ("t = Pad(x, p) y = AveragePool<kernel_shape = [3, 3], ceil_mode = 1, strides = [2, 2]>(t)", "rounds"),
+        ("t = Pad(x, p) y = AveragePool<kernel_shape = [1, 3]>(t)", "as long as its kernel"),
+        ("t = Pad(x, p, low) y, i = MaxPool<kernel_shape = [3, 3]>(t)", "maxima"),
     ],
 )
 def test_what_stays(body: str, reason: str) -> None:
     text = f"""{SHAPES} <int64[8] p = {{0, 0, 1, 1, 0, 0, 1, 1}}, int64[8] channels = {{0, 1, 0, 0, 0, 0, 0, 0}},
-        int64[8] crop = {{0, 0, -1, 0, 0, 0, 0, 0}}, float one = {{1}}, int64[1] zero = {{0}}, int64[1] four = {{4}},
+        int64[8] crop = {{0, 0, -1, 0, 0, 0, 0, 0}}, float one = {{1}}, float low = {{-inf}},
+        int64[1] zero = {{0}}, int64[1] four = {{4}},
         int64[1] oneaxis = {{1}}> {{ {body} }}"""
     target = load(build(text))
     before = target.digest()
