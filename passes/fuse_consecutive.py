@@ -247,6 +247,8 @@ class _Clips(_Fusing):
             return "a lower bound lies above the upper one"
         if any(bound == 0 and np.signbit(bound) for bound in (*first, *second)):
             return "a bound is -0.0, of which the runtime may make 0.0"
+        if _merged(first, second) == (0, 0):
+            return "nothing but 0.0 is left, and the runtime would keep -0.0"
         if found.root.op == found["first"].op == "Relu":
             return None
         old = (view.opset(found.root) < 12 and dtype.kind != "f") or dtype.name == "bfloat16"
@@ -260,10 +262,15 @@ class _Clips(_Fusing):
         first, second = (_bounds(node, dtype) for node in (found["first"], found.root))
         assert first is not None
         assert second is not None
-        merged = (min(max(bound, second[0]), second[1]) for bound in first)
-        pairs = zip(merged, _limits(dtype), strict=True)
+        pairs = zip(_merged(first, second), _limits(dtype), strict=True)
         inputs = [None if bound == limit else make.constant(np.array(bound, dtype)) for bound, limit in pairs]
         return make("Clip", found["x"], *(inputs if inputs[1] is not None else inputs[:1]))
+
+
+def _merged(first: tuple[float, float], second: tuple[float, float]) -> tuple[float, float]:
+    """The bounds of both, one after the other."""
+    low, high = (min(max(bound, second[0]), second[1]) for bound in first)
+    return low, high
 
 
 def _limits(dtype: np.dtype) -> tuple[float, float]:

@@ -18,7 +18,8 @@ QUIET = settings(deadline=None, max_examples=60, derandomize=True)
 CONSTANTS = """<int64[1] a0 = {0}, int64[1] a1 = {1}, int64[1] a2 = {2}, int64[1] end = {9223372036854775807},
   int64[2] flat = {-1, 4}, int64[3] cube = {2, 3, 4}, int64[2] zeros = {0, 0}, int64[1] two = {2},
   int64[6] p1 = {0, 1, 0, 0, 0, 2}, int64[6] p2 = {1, 1, 0, 0, 0, 0}, int64[6] crop = {0, -1, 0, 0, 0, 0},
-  float zero = {0}, float minus = {-0.0}, float one = {1}, float six = {6}, float three = {3}, float nine = {9}>"""
+  float zero = {0}, float minus = {-0.0}, float one = {1},
+  float minus_one = {-1}, float six = {6}, float three = {3}, float nine = {9}>"""
 PAIRS = {
     "Transposes": ("a = Transpose<perm = [1, 2, 0]>(x) y = Transpose<perm = [0, 2, 1]>(a)", ["Transpose"]),
     "default Transposes": ("a = Transpose(x) b = Transpose<perm = [1, 0, 2]>(a) y = Neg(b)", ["Transpose", "Neg"]),
@@ -50,6 +51,7 @@ KEPT = {
     "Concats along two axes": "a = Concat<axis = 1>(x, x) y = Concat<axis = 2>(a, a)",
     "a Concat read twice": "a = Concat<axis = 1>(x, x) b = Concat<axis = 1>(a, x) y = Concat<axis = 1>(b, a)",
     "Clips whose bound is a negative zero": "a = Clip(x, one, six) y = Clip(a, zero, minus)",
+    "Clips that leave zero": "a = Clip(x, one, six) y = Clip(a, minus_one, zero)",
     "Clips whose bounds cross": "a = Clip(x, six, zero) y = Clip(a, one, nine)",
     "a Clip with a computed bound": "m = ReduceMax<keepdims = 0>(x) a = Clip(x, zero, m) y = Clip(a, one, nine)",
 }  # fmt: skip
