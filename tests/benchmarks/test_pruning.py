@@ -237,6 +237,7 @@ def test_a_level_without_candidates_says_why() -> None:
         Level(700, [raw]).best(True)
 
 
+@pytest.mark.slow
 def test_the_perceptron_is_trained_and_the_same_each_time() -> None:
     model = perceptron()
     assert model.SerializeToString() == perceptron().SerializeToString()
