@@ -24,11 +24,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from onnx import TrainingInfoProto
-
 from onnxopt.duplicates import WAYS, Near, Relation, Rewirer, equal_groups, near_groups, related_groups
 from onnxopt.duplicates.rewiring import NODE_BYTES, Refused
 from onnxopt.graph import replace_inputs
+from onnxopt.graph.edit import named_elsewhere
 from onnxopt.model import Constant, Graph, Model, TensorData
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
@@ -57,7 +56,7 @@ class Dedup(Pass):
     def run(self, model: Model, context: Context) -> PassResult:
         """Merge within the main graph with its bodies, and equal ones within each function."""
         model.normalize()
-        kept = _named_elsewhere(model)
+        kept = named_elsewhere(model)
         changes: list[Change] = []
         skipped: list[Skip] = []
         _merge_equal(model, self.min_bytes, kept, changes, skipped)
@@ -82,30 +81,6 @@ class _Overridable:
 
     name: str
     data: TensorData
-
-
-def _named_elsewhere(model: Model) -> dict[int, str]:
-    """Constants that something besides a node refers to, and what."""
-    kept: dict[int, str] = {}
-    for body in model.bodies():
-        for tensor in body.outputs:
-            kept[id(tensor)] = f"it is an output of graph {body.name!r}"
-        annotations = getattr(body.proto, "quantization_annotation", ())
-        named = {entry.value for item in annotations for entry in item.quant_parameter_tensor_names}
-        named |= {item.tensor_name for item in annotations}
-        for constant in body.initializers:
-            if constant.name in named:
-                kept[id(constant)] = "a quantization annotation names it"
-    trained = {entry.key for info in model.carrier.training_info for entry in _bindings(info)}
-    for constant in model.graph.initializers:
-        if constant.name in trained:
-            kept[id(constant)] = "training information names it"
-    return kept
-
-
-def _bindings(info: TrainingInfoProto) -> list[Any]:
-    """Which initializers are set and updated by training."""
-    return [*info.initialization_binding, *info.update_binding]
 
 
 def _merge_equal(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxopt.graph import label
+from onnxopt.graph.edit import named_elsewhere
 from onnxopt.graph.sort import sorted_nodes
 from onnxopt.model import Graph, Model, Node
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
@@ -76,21 +77,15 @@ class _Harmless:
 
 def _drop_initializers(model: Model) -> list[str]:
     dropped = []
+    kept = named_elsewhere(model)
     for body in model.bodies():
         if body.is_function:
             continue
-        kept = {id(tensor) for tensor in body.outputs} | _annotated(body)
         idle = {id(c) for c in body.initializers if not c.outputs and id(c) not in kept}
         dropped += [constant.name for constant in body.initializers if id(constant) in idle]
         if idle:
             body.initializers = [constant for constant in body.initializers if id(constant) not in idle]
     return dropped
-
-
-def _annotated(body: Graph) -> set[int]:
-    entries = getattr(body.proto, "quantization_annotation", ())
-    named = {entry.value for item in entries for entry in item.quant_parameter_tensor_names}
-    return {id(constant) for constant in body.initializers if constant.name in named}
 
 
 def _drop_functions(model: Model) -> list[str]:

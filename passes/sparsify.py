@@ -18,15 +18,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from onnxopt.encoding import Form, Masked, MaskedPalette, Sparse, described, smallest, store
-from onnxopt.encoding.forms import MOST_MASKED, nonzero
+from onnxopt.encoding.forms import LEAST_BYTES, MOST_MASKED, nonzero
 from onnxopt.errors import UsageError, did_you_mean
 from onnxopt.graph.selection import Selection
 from onnxopt.model import Constant, Model
 from onnxopt.passbase import Change, Context, Effect, Pass, PassResult, Skip, option
 
 FORMS = ("bitmask", "sparse")
-# Tensors below this size take more in nodes than they save.
-_LEAST_BYTES = 1024
 # Bytes that the runtime needs for each weight while it unpacks a bitmask, measured on onnxruntime 1.32.
 _UNPACKING = 27
 
@@ -81,7 +79,7 @@ class Sparsify(Pass):
         selection = Selection(self.only, self.exclude)
         for constant in list(model.constants()):
             data = constant.data
-            if data.nbytes < _LEAST_BYTES or data.dtype.kind == "O" or not constant.outputs:
+            if data.nbytes < LEAST_BYTES or data.dtype.kind == "O" or not constant.outputs:
                 continue
             if data.sparse is not None:
                 skipped.append(Skip(constant.name, "it is a sparse tensor already"))

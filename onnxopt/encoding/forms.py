@@ -24,6 +24,8 @@ _NAME_LENGTH = 6
 _NAMINGS = 5
 # Nodes that unpack a bitmask.
 _UNPACKING_NODES = 9
+# Constants below this size are not stored, nor stored again: nodes would take more.
+LEAST_BYTES = 1024
 # Elements from which on a mask is not unpacked: the runtime needs 27 bytes of memory for each while it loads the model.
 MOST_MASKED = 1 << 25
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxopt.encoding.find import forms
-from onnxopt.encoding.forms import Form, as_bits, file_bytes
+from onnxopt.encoding.forms import LEAST_BYTES, Form, as_bits, file_bytes
 from onnxopt.encoding.store import kept_dense, store
 from onnxopt.graph import detach, replace_inputs
 from onnxopt.graph.extract import extract
@@ -41,8 +41,6 @@ _CODES = frozenset(map(np.dtype, (np.uint8, np.uint16, np.int8, np.int16, ml_dty
 # Bytes besides its text that a name takes in a file, and a node or a constant besides its names and values.
 _FRAME = 2
 _ENTRY_BYTES = 10
-# Constants below this size are not stored, nor stored again: nodes would take more.
-_LEAST_BYTES = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,7 +214,7 @@ class Opened:
         for constant in self._model.constants():
             data = constant.data
             known = data.uid in self._uids and id(constant) not in shown
-            if known or id(constant) in kept or data.nbytes < _LEAST_BYTES or data.sparse is not None:
+            if known or id(constant) in kept or data.nbytes < LEAST_BYTES or data.sparse is not None:
                 continue
             found = smallest(data, palette=True, mask=masked, name=constant.name)
             if found is not None:
@@ -230,7 +228,7 @@ def smallest(data: TensorData, *, palette: bool, mask: bool, sparse: bool = Fals
 
     name: of the tensor, which nodes repeat.
     """
-    if data.dtype.kind == "O" or data.nbytes < _LEAST_BYTES:
+    if data.dtype.kind == "O" or data.nbytes < LEAST_BYTES:
         return None
     best: Form | None = None
     least = data.stored_nbytes
@@ -263,7 +261,7 @@ class _Cone:
     @property
     def borrows(self) -> bool:
         """Whether a constant of some size has a reader outside as well, so that it stays whatever becomes of this."""
-        return any(constant.data.nbytes >= _LEAST_BYTES and self._lent(constant) for constant in self.constants)
+        return any(constant.data.nbytes >= LEAST_BYTES and self._lent(constant) for constant in self.constants)
 
     @property
     def nbytes(self) -> int:
@@ -393,7 +391,7 @@ def _smaller(cone: _Cone, values: NDArray[Any] | None) -> bool:
 
 def _pays(cone: _Cone, nbytes: int) -> bool:
     """Whether a tensor of so many bytes may be what the cone stores."""
-    return nbytes >= _LEAST_BYTES and cone.nbytes < nbytes
+    return nbytes >= LEAST_BYTES and cone.nbytes < nbytes
 
 
 def parameters(model: Model) -> int:

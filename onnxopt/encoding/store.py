@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from onnxopt.encoding.chain import Chains, obstacle
 from onnxopt.encoding.forms import Form, Masked, MaskedPalette, Sparse, file_bytes
 from onnxopt.graph import replace_inputs
+from onnxopt.graph.edit import named_elsewhere
 from onnxopt.graph.operators import opset_of
 from onnxopt.model import Constant, Graph, Model, Node, TensorData, Variable
 
@@ -70,20 +71,11 @@ def store(model: Model, wanted: Mapping[Constant, Form]) -> Stored:
 
 def kept_dense(model: Model) -> dict[int, str]:
     """Constants that something besides a node of a graph refers to, and what: they must stay constants."""
-    kept: dict[int, str] = {}
+    kept = named_elsewhere(model)
     for body in model.bodies():
         if body.function is not None:
             kept |= {id(constant): "it belongs to a local function" for constant in body.initializers}
-        kept |= {id(tensor): f"it is an output of graph {body.name!r}" for tensor in body.outputs}
-        kept |= _annotated(body)
     return kept
-
-
-def _annotated(body: Graph) -> dict[int, str]:
-    annotations = getattr(body.proto, "quantization_annotation", ())
-    named = {entry.value for item in annotations for entry in item.quant_parameter_tensor_names}
-    found = (constant for constant in body.initializers if constant.name in named)
-    return {id(constant): "a quantization annotation names it" for constant in found}
 
 
 def _obstacle(form: Form, body: Graph, model: Model) -> str | None:

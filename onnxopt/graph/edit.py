@@ -50,6 +50,22 @@ def is_output(tensor: Any, model: Model) -> bool:
     return any(tensor is output for body in model.bodies() for output in body.outputs)
 
 
+def named_elsewhere(model: Model) -> dict[int, str]:
+    """id(tensor) -> what refers to it besides nodes, so that it must stay: outputs, annotations, training."""
+    kept: dict[int, str] = {}
+    for body in model.bodies():
+        kept |= {id(tensor): f"it is an output of graph {body.name!r}" for tensor in body.outputs}
+        annotations = getattr(body.proto, "quantization_annotation", ())
+        named = {entry.value for item in annotations for entry in item.quant_parameter_tensor_names}
+        named |= {item.tensor_name for item in annotations}
+        about = (constant for constant in body.initializers if constant.name in named)
+        kept |= {id(constant): "a quantization annotation names it" for constant in about}
+    training = model.carrier.training_info
+    trained = {entry.key for info in training for entry in (*info.initialization_binding, *info.update_binding)}
+    about = (constant for constant in model.graph.initializers if constant.name in trained)
+    return kept | {id(constant): "training information names it" for constant in about}
+
+
 def drop_unused(constants: Iterable[Constant], model: Model) -> int:
     """Remove those of the given constants that nothing reads and no body gives out; returns how many."""
     lost = [constant for constant in constants if not constant.outputs]

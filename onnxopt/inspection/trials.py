@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from onnxopt.model import Model
-from onnxopt.passbase import Change, Context, PassResult, lookup, names
+from onnxopt.passbase import Change, Context, PassResult, lookup, names, pass_list, pass_lists
 from onnxopt.runtime import Session
 
 # a model that holds more bytes is not rewritten for an estimate
@@ -35,18 +34,12 @@ class Trial:
 
 def installed(name: str) -> bool:
     """Whether there is such a pass, or such a list of passes."""
-    return name in names() or name in _lists()
-
-
-def _lists() -> dict[str, EntryPoint]:
-    """Names that stand for several passes."""
-    return {entry.name: entry for entry in entry_points(group="onnxopt.pass_lists")}
+    return name in names() or name in pass_lists()
 
 
 def _expanded(passes: Sequence[str]) -> list[str]:
     """The passes, lists of several replaced by their members."""
-    lists = _lists()
-    return [each for name in passes for each in (lists[name].load() if name in lists else (name,))]
+    return [each for name in passes for each in (pass_list(name) or (name,))]
 
 
 def tried(model: Model, passes: Sequence[str]) -> Trial:

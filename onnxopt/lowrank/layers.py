@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,14 @@ from onnxopt.graph.selection import Selection
 from onnxopt.model import Constant, Model, Node, Variable
 from onnxopt.numerics.lowrank import Wide
 from onnxopt.passbase import Skip
-from onnxopt.quantization.storage import Stored, find_weights, from_codes, places, weight_inputs
+from onnxopt.quantization.storage import (
+    IN_FUNCTION,
+    Stored,
+    find_weights,
+    from_codes,
+    in_functions,
+    places,
+)
 
 # the shorter side beyond which a weight is not taken apart: minutes and gigabytes
 WIDEST = 5120
@@ -137,7 +144,7 @@ def find_layers(model: Model, selection: Selection, tables: bool) -> tuple[list[
             layers.append(layer)
         else:
             skipped.append(Skip(layer.name, reason))
-    return layers, [*skipped, *_in_functions(model)]
+    return layers, [*skipped, *(Skip(label(node), IN_FUNCTION) for node in in_functions(model, SMALLEST))]
 
 
 def _kind(found: Stored) -> Kind | None:
@@ -193,14 +200,6 @@ def _refusal(layer: Layer, readers: Sequence[tuple[Stored, Kind]]) -> str | None
     if min(layer.outputs // layer.groups, layer.inputs) > WIDEST:
         return f"its weight is {layer.outputs} x {layer.inputs}, too wide to be taken apart"
     return None if values.any() else "its weight is zero"
-
-
-def _in_functions(model: Model) -> Iterator[Skip]:
-    for body in model.bodies():
-        for node in body.nodes if body.function is not None else ():
-            held = [node.inputs[at] for at in weight_inputs(node) if at < len(node.inputs)]
-            if any(isinstance(each, Constant) and each.data.size >= SMALLEST for each in held):
-                yield Skip(label(node), "it is in a local function, which several callers share")
 
 
 def _place(found: Stored) -> str:

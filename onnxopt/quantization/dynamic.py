@@ -192,7 +192,7 @@ class _Work:
 
     def _unfit(self, node: Node, body: Graph) -> str | None:
         if body.function is not None:
-            return "it is in a local function, which several callers share"
+            return storage.IN_FUNCTION
         if any(storage.from_codes(tensor) for tensor in node.inputs[:2]):
             return "it is quantized already"
         if node.op in _NO_KERNEL:

@@ -18,7 +18,7 @@ from onnxopt.model import Constant, Graph, Model, Node, Variable
 from onnxopt.numerics.saturation import Layout
 from onnxopt.numerics.weights import trouble
 from onnxopt.quantization import qdq
-from onnxopt.quantization.storage import from_codes
+from onnxopt.quantization.storage import IN_FUNCTION, from_codes
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -147,7 +147,7 @@ def shared_tensors(model: Model) -> set[int]:
 def unfit_weight(node: Node, body: Graph) -> str | None:
     """Why the weight of a Conv, Gemm or MatMul, in the body that holds it, can't be 8-bit codes; None when it can."""
     if body.function is not None:
-        return "it is in a local function, which several callers share"
+        return IN_FUNCTION
     activation, weight = node.inputs[0], node.inputs[1]
     if from_codes(activation) or from_codes(weight):
         return "it is quantized already"

@@ -16,6 +16,9 @@ import numpy.typing as npt
 from onnxopt.graph.edit import label
 from onnxopt.model import Constant, Graph, Model, Node, Variable
 
+# Why weights of local functions stay.
+IN_FUNCTION = "it is in a local function, which several callers share"
+
 # One input of one node, by its position.
 Place = tuple[Node, int]
 
@@ -215,6 +218,15 @@ def find_weights(model: Model) -> Iterator[Stored]:
                 kept = _kept(node, at, len(weight.shape))
                 if kept is not None:
                     yield Stored(node, at, body, weight, kept)
+
+
+def in_functions(model: Model, smallest: int) -> Iterator[Node]:
+    """Nodes of local functions that read a constant weight of at least `smallest` elements: these are left alone."""
+    for body in model.bodies():
+        for node in body.nodes if body.function is not None else ():
+            held = [node.inputs[at] for at in weight_inputs(node) if at < len(node.inputs)]
+            if any(isinstance(each, Constant) and each.data.size >= smallest for each in held):
+                yield node
 
 
 def weight_inputs(node: Node) -> tuple[int, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ from onnxopt.model import Constant, Model
 from onnxopt.passbase import Skip
 from onnxopt.quantization.coded import is_quantized
 from onnxopt.quantization.layer_weights import FLOATS, LayerWeight, place
-from onnxopt.quantization.storage import Stored, find_weights, places, weight_inputs
+from onnxopt.quantization.storage import IN_FUNCTION, Stored, find_weights, in_functions, places
 
 # Elements from which on a constant counts that no layer multiplies by.
 SMALLEST = 4096
@@ -75,7 +75,7 @@ def find_shareable(model: Model, selection: Selection, computed: bool) -> tuple[
             skipped.append(Skip(each.place, reason))
         else:
             (layers if each.readers else others).append(each)
-    return [*layers, *others], [*skipped, *_in_functions(model)]
+    return [*layers, *others], [*skipped, *(Skip(label(node), IN_FUNCTION) for node in in_functions(model, SMALLEST))]
 
 
 def _constants(model: Model, weights: Container[int]) -> dict[int, list[Constant]]:
@@ -109,16 +109,6 @@ def _refused(found: Shareable, selection: Selection, computed: bool) -> str | No
         if is_quantized(node):
             return f"{label(node)} reads it, which computes with codes"
     return None
-
-
-def _in_functions(model: Model) -> Iterator[Skip]:
-    for body in model.bodies():
-        if body.function is None:
-            continue
-        for node in body.nodes:
-            held = [node.inputs[at] for at in weight_inputs(node) if at < len(node.inputs)]
-            if any(isinstance(each, Constant) and each.data.size >= SMALLEST for each in held):
-                yield Skip(label(node), "it is in a local function, which several callers share")
 
 
 def finite(constant: Constant) -> bool:

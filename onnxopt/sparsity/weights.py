@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from onnxopt.numerics.blocks import Wide
 from onnxopt.numerics.saturation import Layout, gram_order
 from onnxopt.passbase import Skip
 from onnxopt.quantization.layer_weights import FLOATS, LayerWeight, place
-from onnxopt.quantization.storage import Stored, find_weights, places, weight_inputs
+from onnxopt.quantization.storage import IN_FUNCTION, Stored, find_weights, in_functions, places
 
 # Elements below which a weight stays: zeros there save nothing, and small weights are those that hurt.
 SMALLEST = 256
@@ -68,7 +67,7 @@ def find_prunable(model: Model, selection: Selection, depthwise: bool) -> tuple[
             weights.append(weight)
         else:
             skipped.append(Skip(weight.place, reason))
-    return weights, [*skipped, *_in_functions(model)]
+    return weights, [*skipped, *(Skip(label(node), IN_FUNCTION) for node in in_functions(model, SMALLEST))]
 
 
 def _unfit(found: Stored, depthwise: bool) -> str | None:
@@ -95,13 +94,3 @@ def _refusal(weight: Prunable) -> str | None:
     if not np.isfinite(values).all():
         return "its weight holds NaN or infinity"
     return None if values.any() else "its weight is zero already"
-
-
-def _in_functions(model: Model) -> Iterator[Skip]:
-    for body in model.bodies():
-        if body.function is None:
-            continue
-        for node in body.nodes:
-            held = [node.inputs[at] for at in weight_inputs(node) if at < len(node.inputs)]
-            if any(isinstance(each, Constant) and each.data.size >= SMALLEST for each in held):
-                yield Skip(label(node), "it is in a local function, which several callers share")

@@ -79,7 +79,7 @@ def test_weights_of_one_name_in_two_branches_are_told_apart() -> None:
     assert list(result.left) == [small]
 
 
-def test_outputs_annotated_and_functions_stay() -> None:
+def test_what_outputs_annotations_and_training_name_stays() -> None:
     coarse = np.round(np.random.default_rng(0).normal(size=(48, 64))).astype(np.float32)
     palette = find_palette(coarse)
     assert palette is not None
@@ -89,6 +89,9 @@ def test_outputs_annotated_and_functions_stay() -> None:
     note = proto.graph.quantization_annotation.add(tensor_name="x")
     note.quant_parameter_tensor_names.add(key="SCALE_TENSOR", value="W")
     assert "annotation" in str(stored(load(proto), palette))
+    proto = model_of(coarse).to_proto()
+    proto.training_info.add().update_binding.add(key="W", value="W_new")
+    assert "training" in str(stored(load(proto), palette))
 
 
 def test_a_constant_of_a_branch_is_stored_in_it() -> None:
